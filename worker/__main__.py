@@ -1,0 +1,53 @@
+"""`python -m worker ...`: what the `ferry` command starts. Each subcommand imports only what it needs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Run one subcommand; answers the exit code."""
+    match argv[:1]:
+        case ["up"]:
+            from .dispatch import up
+
+            return up.main(argv[1:])
+        case ["work"]:
+            from .dispatch import work
+
+            return work.main(argv[1:])
+        case ["model-config"]:
+            from .handlers.model_configs import answer
+
+            sys.stdout.buffer.write(answer(sys.stdin.buffer.read()))
+            return 0
+        case ["model-configs"]:
+            from .handlers.model_configs import serve
+
+            serve(Path(argv[1]))
+            return 0
+        case _:
+            return _local(argv)
+
+
+def _local(argv: list[str]) -> int:
+    from . import local
+    from .engine.processes import CopyOptions
+
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("families")
+    for name in ("run", "plan"):
+        command = commands.add_parser(name)
+        command.add_argument("spec")
+        command.add_argument("--copy-processes", type=int, default=1)
+        command.add_argument("--io-bytes-per-second", type=int)
+    arguments = parser.parse_args(argv)
+    if arguments.command == "families":
+        return local.list_families()
+    options = CopyOptions(processes=arguments.copy_processes, io_bytes_per_second=arguments.io_bytes_per_second)
+    return (local.run_here if arguments.command == "run" else local.plan_here)(arguments.spec, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

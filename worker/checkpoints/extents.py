@@ -1,0 +1,119 @@
+"""Extents: which bytes of which files make up a span of bytes; the whole language between formats and engine."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`length` bytes of one file, from `offset`."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """A column cut: rows of `row_bytes` each, one after the other in the file from `offset`."""
+
+    path: Path
+    offset: int
+    row_bytes: int
+
+    def after(self, rows: int) -> "Strand":
+        """The same cut, `rows` rows further down."""
+        return Strand(self.path, self.offset + rows * self.row_bytes, self.row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Weave:
+    """`rows` rows, each made of one row of every strand, left to right."""
+
+    rows: int
+    strands: tuple[Strand, ...]
+
+    @property
+    def length(self) -> int:
+        return self.rows * sum(strand.row_bytes for strand in self.strands)
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """`length` zero bytes."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Bytes that the plan itself holds: headers and trailers."""
+
+    data: bytes
+
+    @property
+    def length(self) -> int:
+        return len(self.data)
+
+
+Extent = Run | Weave | Zeros | Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """A tensor as a checkpoint's header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    item_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.item_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A tensor, or a slice of one, to be written: what it is called there and where its bytes come from."""
+
+    name: str
+    index: int | None
+    stack: int | None
+    dtype: str
+    shape: tuple[int, ...]
+    extents: tuple[Extent, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(extent.length for extent in self.extents)
+
+    @property
+    def label(self) -> str:
+        """Its name in the manifest."""
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A stretch of a target file. `label` names the tensor whose bytes it holds; framing has none."""
+
+    offset: int
+    extents: tuple[Extent, ...]
+    label: str | None = None
+
+    @property
+    def length(self) -> int:
+        return sum(extent.length for extent in self.extents)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetFile:
+    """A file to be written: its path inside the target folder, and its spans from first byte to last."""
+
+    path: str
+    spans: tuple[Span, ...]
+
+    @property
+    def size(self) -> int:
+        return self.spans[-1].offset + self.spans[-1].length if self.spans else 0

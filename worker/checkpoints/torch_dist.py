@@ -1,0 +1,213 @@
+"""Megatron-Core's `torch_dist` folders: a torch DCP checkpoint, read by its index."""
+
+import json
+import os
+import pickle
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..jobs.errors import BadInputError
+from .dtypes import BY_TORCH
+from .extents import Extent, Run, StoredTensor, Strand, Weave
+from .torch_archive import ArchiveError, find_tensor, read_object
+from .torch_pickle import Inert, read_inert
+
+METADATA = ".metadata"
+FORMAT = "metadata.json"
+_BACKEND = "torch_dist"
+_META = "torch.distributed.checkpoint.metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An item of a `.distcp` file."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A box of a global tensor, and the item that holds it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    stored: _Stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchDistFolder:
+    """The tensors and objects of one iteration folder. Tensor data is never read whole, and no pickle is run."""
+
+    folder: Path
+    tensors: Mapping[str, StoredTensor]
+    objects: Mapping[str, _Stored]
+    chunks: Mapping[str, list[_Chunk]]
+    offsets: dict[_Stored, int] = field(default_factory=dict[_Stored, int], repr=False)
+    """Where the data of items that were looked at begins."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "TorchDistFolder":
+        """Read `.metadata`. BadInputError where it is missing, broken, or of another format."""
+        _check_format(folder)
+        metadata = _read_metadata(folder / METADATA)
+        try:
+            return _parse(folder, metadata)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise bad_checkpoint(folder / METADATA, f"an index that cannot be read ({error})", "torch DCP metadata") from error
+
+    def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
+        """The index, and the files in which chunks of these tensors lie."""
+        files = {chunk.stored.file for name in names for chunk in self.chunks[name]}
+        return (self.folder / METADATA, *(self.folder / name for name in sorted(files)))
+
+    def object(self, name: str) -> Any:
+        """A stored object, its classes inert; None where there is none of this name."""
+        stored = self.objects.get(name)
+        if stored is None:
+            return None
+        with (self.folder / stored.file).open("rb") as file:
+            file.seek(stored.offset)
+            return read_object(file.read(stored.length))
+
+    def rows(self, name: str, index: int | None, start: int, rows: int) -> tuple[Extent, ...]:
+        """The bytes of `rows` rows of a tensor, or of slice `index` of a stack, however its chunks are cut."""
+        lead = 0 if index is None else 1
+        width = self.tensors[name].shape[lead + 1] if len(self.tensors[name].shape) > lead + 1 else 1
+        cuts = [
+            (chunk, max(start, chunk.offsets[lead]), min(start + rows, chunk.offsets[lead] + chunk.sizes[lead]))
+            for chunk in self.chunks[name]
+            if index is None or chunk.offsets[0] <= index < chunk.offsets[0] + chunk.sizes[0]
+        ]
+        cuts = [cut for cut in cuts if cut[1] < cut[2]]
+        edges = sorted({start, start + rows, *(edge for _, low, high in cuts for edge in (low, high))})
+        return tuple(
+            self._band(name, index, low, high, width, [chunk for chunk, a, b in cuts if a <= low and high <= b])
+            for low, high in pairwise(edges)
+        )
+
+    def _band(
+        self, name: str, index: int | None, low: int, high: int, width: int, chunks: list[_Chunk]
+    ) -> Run | Weave:
+        """Rows low..high, across which no chunk begins or ends: one run, or strands side by side."""
+        lead = 0 if index is None else 1
+        column = lead + 1
+        chunks = sorted(chunks, key=lambda chunk: chunk.offsets[column:])
+        reached = 0
+        strands: list[Strand] = []
+        for chunk in chunks:
+            begin, size = (chunk.offsets[column], chunk.sizes[column]) if len(chunk.sizes) > column else (0, 1)
+            if begin != reached or chunk.sizes[column + 1 :] != self.tensors[name].shape[column + 1 :]:
+                break
+            reached += size
+            strands.append(self._strand(name, chunk, index, low))
+        if reached != width or len(strands) != len(chunks):
+            raise bad_checkpoint(self.folder, f"chunks of tensor {name!r} that do not tile rows {low} to {high}", "exact tiling")
+        if len(strands) == 1:
+            return Run(strands[0].path, strands[0].offset, (high - low) * strands[0].row_bytes)
+        return Weave(high - low, tuple(strands))
+
+    def _strand(self, name: str, chunk: _Chunk, index: int | None, low: int) -> Strand:
+        lead = 0 if index is None else 1
+        item_bytes = self.tensors[name].item_bytes
+        row_bytes = prod(chunk.sizes[lead + 1 :]) * item_bytes
+        slice_rows = 0 if index is None else (index - chunk.offsets[0]) * chunk.sizes[1]
+        rows_before = slice_rows + low - chunk.offsets[lead]
+        return Strand(
+            self.folder / chunk.stored.file, self._data_offset(name, chunk) + rows_before * row_bytes, row_bytes
+        )
+
+    def _data_offset(self, name: str, chunk: _Chunk) -> int:
+        if chunk.stored not in self.offsets:
+            self.offsets[chunk.stored] = self._find_data(name, chunk)
+        return self.offsets[chunk.stored]
+
+    def _find_data(self, name: str, chunk: _Chunk) -> int:
+        path = self.folder / chunk.stored.file
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise bad_checkpoint(path, "no such file", f"the file that holds tensor {name!r}", missing=True) from error
+        try:
+            found = find_tensor(descriptor, chunk.stored.offset, chunk.stored.length)
+        except ArchiveError as error:
+            raise bad_checkpoint(path, f"tensor {name!r} in a form that cannot be read ({error})", "torch.save items") from error
+        finally:
+            os.close(descriptor)
+        if found.shape != chunk.sizes or found.dtype != self.tensors[name].dtype:
+            found_text = f"tensor {name!r} as {found.dtype} {list(found.shape)}"
+            raise bad_checkpoint(path, found_text, f"{self.tensors[name].dtype} {list(chunk.sizes)} by the index")
+        return found.offset
+
+
+def _check_format(folder: Path) -> None:
+    path = folder / FORMAT
+    try:
+        found: object = json.loads(path.read_bytes())["sharded_backend"]
+    except FileNotFoundError as error:
+        raise bad_checkpoint(path, "no such file", "a torch_dist checkpoint", missing=True) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise bad_checkpoint(path, "no readable sharded_backend", f"{_BACKEND!r}") from error
+    if found != _BACKEND:
+        raise bad_checkpoint(path, f"sharded_backend {found!r}", f"{_BACKEND!r}")
+
+
+def _read_metadata(path: Path) -> Any:
+    try:
+        return read_inert(path.read_bytes())
+    except FileNotFoundError as error:
+        raise bad_checkpoint(path, "no such file", "the index of a torch_dist checkpoint", missing=True) from error
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        raise bad_checkpoint(path, f"no readable pickle ({type(error).__name__})", "torch DCP metadata") from error
+
+
+def _parse(folder: Path, metadata: Any) -> TorchDistFolder:
+    tensors: dict[str, StoredTensor] = {}
+    sizes: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
+    for name, entry in metadata.attribute("state_dict_metadata").items():
+        if entry.name == f"{_META}.TensorStorageMetadata":
+            dtype = BY_TORCH[entry.attribute("properties").state[0]]
+            shape: tuple[int, ...] = entry.attribute("size")
+            tensors[name] = StoredTensor(dtype=dtype.safetensors, shape=shape, item_bytes=dtype.item_bytes)
+            chunks = entry.attribute("chunks")
+            sizes[name] = {chunk.attribute("offsets"): chunk.attribute("sizes") for chunk in chunks}
+    chunks: defaultdict[str, list[_Chunk]] = defaultdict(list)
+    objects: dict[str, _Stored] = {}
+    for index, info in metadata.attribute("storage_data").items():
+        name, offset = index.attribute("fqn"), index.attribute("offset")
+        stored = _Stored(_plain_name(info), info.attribute("offset"), info.attribute("length"))
+        if name in tensors:
+            chunks[name].append(_Chunk(offset, sizes[name][offset], stored))
+        else:
+            objects[name] = stored
+    for name in tensors:
+        chunks[name].sort(key=lambda chunk: chunk.offsets)
+    return TorchDistFolder(folder=folder, tensors=tensors, objects=objects, chunks=dict(chunks))
+
+
+def _plain_name(info: Inert) -> str:
+    """A checkpoint names files beside its index and nothing else; a path that leaves the folder is an attack."""
+    name = str(info.attribute("relative_path"))
+    if Path(name).name != name:
+        raise ValueError(f"file name {name!r}")
+    if info.attribute("transform_descriptors"):
+        raise ValueError(f"compressed or encrypted items in {name}")
+    return name
+
+
+def bad_checkpoint(path: Path, found: str, expected: str, *, missing: bool = False) -> BadInputError:
+    """The error for a Megatron checkpoint that is not what it should be."""
+    return BadInputError(
+        "missing_file" if missing else "bad_checkpoint",
+        f"Megatron checkpoint {path}",
+        found=found,
+        expected=expected,
+        next_step="Point at the folder that Megatron saved (with its tracker file), and check that it is complete.",
+    )

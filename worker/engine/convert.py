@@ -1,0 +1,121 @@
+"""A mapping plan carried out: blocks resolved to bytes of the source, files made and filled."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from ..checkpoints.dtypes import BY_SAFETENSORS
+from ..checkpoints.extents import Extent, Item, Literal, Run, TargetFile, Weave, Zeros
+from ..checkpoints.source import Source
+from ..jobs.errors import BadInputError
+from ..mapping.blocks import Block, Plan, Task
+from .copy import Segment
+from .digests import FileDigest, digest_of, file_digest, tensor_digests
+from .parts import cut_parts, part_bytes_for
+from .processes import CopyOptions, copy_parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written, file by file and tensor by tensor."""
+
+    files: Mapping[str, FileDigest]
+    tensors: Mapping[str, str]
+    copy_seconds: float
+    """From the first file's creation to the last sync."""
+
+
+def items_of(plan: Plan, source: Source) -> tuple[Item, ...]:
+    """The plan's tasks with their bytes located. Reads item headers of the source, no tensor data."""
+    return tuple(
+        Item(
+            name=task.target.name,
+            index=task.target.index,
+            stack=task.stack,
+            dtype=task.dtype,
+            shape=task.shape,
+            extents=_extents(task, source),
+        )
+        for task in plan.tasks
+    )
+
+
+def total_bytes(files: Iterable[TargetFile]) -> int:
+    """All bytes of the files, framing included."""
+    return sum(file.size for file in files)
+
+
+def write_tensors(
+    files: tuple[TargetFile, ...], folder: Path, options: CopyOptions, report: Callable[[int], None]
+) -> Written:
+    """Make the files under `folder`, fill them from their extents, sync them."""
+    started = time.monotonic()
+    for file in files:
+        _make(folder / file.path, file.size)
+    parts = cut_parts(files, part_bytes_for(total_bytes(files)))
+    segments: defaultdict[str, list[Segment]] = defaultdict(list)
+    for part, copied in zip(parts, copy_parts(parts, folder, options, report), strict=True):
+        segments[part.file] += copied
+    return Written(
+        files={path: file_digest(of_file) for path, of_file in segments.items()},
+        tensors=tensor_digests(segments),
+        copy_seconds=time.monotonic() - started,
+    )
+
+
+def refuse_nonzero(blocks: Iterable[Block], source: Source) -> None:
+    """BadInputError where rows that have no place in the target hold anything but zeros."""
+    for block in blocks:
+        extents = source.rows(block.source.name, block.source.index, block.start, block.rows)
+        if any(_read(extent).strip(b"\0") for extent in extents):
+            raise BadInputError(
+                "unsupported_config_value",
+                f"Megatron tensor '{block.source}'",
+                found="values other than zero",
+                expected="zeros, since the HF config has no such bias",
+                next_step="Export with --hf-config naming a config whose attention_bias and mlp_bias are true.",
+            )
+
+
+def plan_digest(plan: Plan, files: Iterable[TargetFile]) -> str:
+    """One digest of what goes where; independent of paths and of the number of processes."""
+    text = "\n".join([*map(repr, plan.tasks), *(f"{file.path} {file.size}" for file in files)])
+    return digest_of(text.encode())
+
+
+def _extents(task: Task, source: Source) -> tuple[Extent, ...]:
+    nbytes = prod(task.shape) * BY_SAFETENSORS[task.dtype].item_bytes
+    if not task.blocks:
+        return (Zeros(nbytes),)
+    return tuple(
+        extent
+        for block in task.blocks
+        for extent in source.rows(block.source.name, block.source.index, block.start, block.rows)
+    )
+
+
+def _make(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.truncate(size)
+
+
+def _read(extent: Extent) -> bytes:
+    match extent:
+        case Run(path, offset, length):
+            return _pread(path, offset, length)
+        case Weave(rows, strands):
+            return b"".join(_pread(s.path, s.offset, rows * s.row_bytes) for s in strands)
+        case Zeros(length):
+            return bytes(length)
+        case Literal(data):
+            return data
+
+
+def _pread(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)

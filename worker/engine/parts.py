@@ -1,0 +1,91 @@
+"""Parts: a plan's files cut into stretches of about equal size, each written by one process."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..checkpoints.extents import Extent, Literal, Run, Span, TargetFile, Weave, Zeros
+
+SEGMENT_BYTES = 256 * 2**20
+"""A tensor longer than this has one digest per segment, so that several processes can share it."""
+_LEAST_PART_BYTES, _MOST_PART_BYTES = 64 * 2**20, 4 * 2**30
+_PARTS_AIMED_AT = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Consecutive spans of one file; none is longer than a segment."""
+
+    file: str
+    spans: tuple[Span, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(span.length for span in self.spans)
+
+
+def part_bytes_for(total_bytes: int) -> int:
+    """A part's size: some dozens of parts for a common model, few enough for the largest."""
+    return max(_LEAST_PART_BYTES, min(_MOST_PART_BYTES, total_bytes // _PARTS_AIMED_AT))
+
+
+def cut_parts(files: Iterable[TargetFile], part_bytes: int) -> tuple[Part, ...]:
+    """Every span of every file in exactly one part, in order."""
+    return tuple(part for file in files for part in _cut_file(file, part_bytes))
+
+
+def _cut_file(file: TargetFile, part_bytes: int) -> Iterator[Part]:
+    spans: list[Span] = []
+    filled = 0
+    for span in (segment for span in file.spans for segment in split(span, SEGMENT_BYTES)):
+        spans.append(span)
+        filled += span.length
+        if filled >= part_bytes:
+            yield Part(file=file.path, spans=tuple(spans))
+            spans, filled = [], 0
+    if spans:
+        yield Part(file=file.path, spans=tuple(spans))
+
+
+def split(span: Span, most: int) -> Iterator[Span]:
+    """The span itself, or its segments of about `most` bytes; the cuts depend on the span alone."""
+    if span.length <= most:
+        yield span
+        return
+    offset = span.offset
+    extents: list[Extent] = []
+    room = most
+    for extent in span.extents:
+        rest: Extent | None = extent
+        while rest is not None:
+            head, rest = _cut(rest, room)
+            extents.append(head)
+            room -= head.length
+            if room <= 0:
+                yield Span(offset=offset, extents=tuple(extents), label=span.label)
+                offset += sum(piece.length for piece in extents)
+                extents, room = [], most
+    if extents:
+        yield Span(offset=offset, extents=tuple(extents), label=span.label)
+
+
+def _cut(extent: Extent, at: int) -> tuple[Extent, Extent | None]:
+    """The first `at` bytes and the rest; a weave is cut after the row that reaches `at`."""
+    if extent.length <= at:
+        return extent, None
+    match extent:
+        case Run(path, offset, length):
+            return Run(path, offset, at), Run(path, offset + at, length - at)
+        case Zeros(length):
+            return Zeros(at), Zeros(length - at)
+        case Literal(data):
+            return Literal(data[:at]), Literal(data[at:])
+        case Weave():
+            return _cut_weave(extent, at)
+
+
+def _cut_weave(weave: Weave, at: int) -> tuple[Extent, Extent | None]:
+    row_bytes = weave.length // weave.rows
+    rows = -(-at // row_bytes)
+    if rows >= weave.rows:
+        return weave, None
+    return Weave(rows, weave.strands), Weave(weave.rows - rows, tuple(strand.after(rows) for strand in weave.strands))

@@ -1,0 +1,1 @@
+"""One file per job kind; `run.py` is the one match over them."""

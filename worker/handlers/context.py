@@ -1,0 +1,42 @@
+"""What a handler is given and what it gives back. A handler writes a staged folder; its caller publishes it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..checkpoints.publish import StagedFolder
+from ..jobs.locations import Locations
+from ..jobs.state import CheckpointResult, ConfigResult, Progress
+from ..mapping.model_config import ModelConfigs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """The surroundings of one attempt."""
+
+    locations: Locations
+    job_id: str
+    """Stands in the manifest, so that a later claim can tell its own output."""
+    staging_suffix: str
+    """Output is written to `<target>.partial-<staging_suffix>`; unique to the attempt."""
+    report: Callable[[Progress], None]
+    """Called several times a second while bytes move."""
+    model_configs: ModelConfigs
+    """Builds upstream's config object, somewhere off the copy path."""
+    copy_processes: int = 1
+    io_bytes_per_second: int | None = None
+    """A limit over all copy processes together; None is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The result of a job that leaves no files."""
+
+    result: ConfigResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A whole, synced folder beside its target, waiting for `staged.publish()`."""
+
+    staged: StagedFolder
+    result: CheckpointResult

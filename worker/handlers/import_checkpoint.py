@@ -1,0 +1,105 @@
+"""The `import` job: HF folder -> Megatron-Core `torch_dist` checkpoint, by blocks, without building a model."""
+
+import json
+import time
+from pathlib import Path
+
+from ..checkpoints.hf_folder import CONFIG, side_files
+from ..checkpoints.identity import identities
+from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
+from ..checkpoints.safetensors_folder import SafetensorsFolder
+from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
+from ..engine.convert import items_of
+from ..engine.parts import part_bytes_for
+from ..jobs.errors import BadInputError
+from ..jobs.locations import Locations, refuse_existing
+from ..jobs.spec import ImportSpec
+from ..mapping.bindings import Model
+from ..mapping.family import megatron_values
+from ..mapping.plan import plan_import
+from .config import read_model
+from .context import JobContext, Prepared
+from .conversion import Conversion, carry_out
+
+MODEL_CONFIG = "model_config.json"
+_HF = "hf"
+# Modules of Transformer Engine keep an `_extra_state`, empty without fp8; a strict load asks for it.
+_EXTRA_STATES = (
+    "self_attention.linear_proj",
+    "self_attention.linear_qkv",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+_CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+_CHECKPOINT_VERSION = 3.0
+
+
+def run(spec: ImportSpec, context: JobContext) -> Prepared:
+    """Plan, copy, finalize. The config object is built beside the copy."""
+    started = time.monotonic()
+    conversion = prepare(spec, context.locations)
+    model = conversion.model
+    context.model_configs.start(megatron_values(model.family, model.mcore, spec.source))
+
+    def late_files() -> dict[str, bytes]:
+        return {MODEL_CONFIG: json.dumps(context.model_configs.result(), indent=1).encode() + b"\n"}
+
+    return carry_out(conversion, spec, context, started, late_files)
+
+
+def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
+    """Everything that can be known before the first byte: reads config.json and safetensors headers."""
+    source, target = locations.resolve(spec.source), locations.resolve(spec.target)
+    refuse_existing(target)
+    if not source.is_dir():
+        raise _no_folder(source)
+    model = read_model(source)
+    weights = SafetensorsFolder.open(source)
+    plan = plan_import(model, weights.tensors)
+    items = items_of(plan, weights)
+    folder = iteration_name(spec.iteration)
+    files = lay_out_items(items, folder, part_bytes_for(sum(item.nbytes for item in items)))
+    objects = lay_out_objects(_objects(model, spec.iteration), folder)
+    index = index_files(items, files, objects)
+    read = {block.source.name for task in plan.tasks for block in task.blocks}
+    return Conversion(
+        kind="import",
+        source=source,
+        target=target,
+        model=model,
+        plan=plan,
+        items=items,
+        files=(*files, objects),
+        small_files={
+            **{f"{folder}/{name}": data for name, data in index.items()},
+            TRACKER: tracker_text(spec.iteration).encode(),
+        },
+        carried={f"{_HF}/{name}": path for name, path in side_files(source).items()},
+        sources=identities((source / CONFIG, *weights.files_of(read))),
+    )
+
+
+def _objects(model: Model, iteration: int | None) -> dict[str, object]:
+    """What Megatron's loaders expect beside tensors. No `args`: partial ones fail a load, none are fine."""
+    layers = model.sizes["layers"]
+    common = {
+        "checkpoint_version": _CHECKPOINT_VERSION,
+        "iteration": iteration or 0,
+        "content_metadata": _CONTENT_METADATA,
+    }
+    states: dict[str, object] = {
+        f"decoder.layers.{module}._extra_state/shard_{layer}_{layers}": [None]
+        for layer in range(layers)
+        for module in _EXTRA_STATES
+    }
+    return {**states, "common_state/shard_0_1": [common]}
+
+
+def _no_folder(source: Path) -> BadInputError:
+    return BadInputError(
+        "missing_file",
+        f"source {source}",
+        found="no such folder",
+        expected="an HF checkpoint: config.json and safetensors",
+        next_step="Check the path.",
+    )

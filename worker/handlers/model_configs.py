@@ -1,0 +1,146 @@
+"""Where upstream's config object is built: in a process beside the copy, or in a warm one that is asked over a socket."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info
+from ..mapping.model_config import MegatronValues, build, to_json_dict
+
+_START_SECONDS = 120.0
+"""Importing upstream's config classes takes 6 to 20 s; a cold disk and a busy machine are allowed for."""
+
+
+@dataclass(slots=True)
+class BesideModelConfigs:
+    """A process of its own, at low priority, for one config: imports and copy overlap."""
+
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
+    _log: IO[bytes] = field(default_factory=tempfile.TemporaryFile, init=False)
+    """Upstream greets every import with a page of warnings; it is shown only where building failed."""
+
+    def start(self, values: MegatronValues) -> None:
+        command = ["nice", sys.executable, "-m", "worker", "model-config"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        assert self._process.stdin is not None  # PIPE
+        self._process.stdin.write(json.dumps(asdict(values)).encode())
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def result(self) -> dict[str, object]:
+        assert self._process is not None  # start() comes first
+        output, _ = self._process.communicate(timeout=_START_SECONDS)
+        if self._process.returncode:
+            self._log.seek(0)
+            sys.stderr.write(self._log.read().decode(errors="replace"))
+        return _read_answer(output)
+
+
+@dataclass(slots=True)
+class WarmModelConfigs:
+    """Asks the warm process that listens on a unix socket; waits while that one still starts."""
+
+    path: Path
+    _connection: socket.socket | None = field(default=None, init=False)
+
+    def start(self, values: MegatronValues) -> None:
+        self._connection = _connect(self.path)
+        self._connection.sendall(json.dumps(asdict(values)).encode())
+        self._connection.shutdown(socket.SHUT_WR)
+
+    def result(self) -> dict[str, object]:
+        assert self._connection is not None  # start() comes first
+        with self._connection as connection:
+            return _read_answer(_read_all(connection))
+
+
+def serve(path: Path) -> None:
+    """Import upstream's classes once, then answer each connection; ends when its process is killed."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path.unlink(missing_ok=True)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(16)
+    _import_upstream()
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(_START_SECONDS)
+            try:
+                connection.sendall(answer(_read_all(connection)))
+            except OSError:
+                continue  # The asker went away; the next one matters.
+
+
+def answer(request: bytes) -> bytes:
+    """`{"config": ...}` or `{"error": ...}` for a MegatronValues in JSON."""
+    try:
+        config = to_json_dict(build(MegatronValues(**json.loads(request))))
+        return json.dumps({"config": config}).encode()
+    except FerryError as error:
+        return json.dumps({"error": error.info.model_dump()}).encode()
+    except Exception as error:
+        traceback.print_exc()
+        return json.dumps({"error": _bug(error).info.model_dump()}).encode()
+
+
+def _import_upstream() -> None:
+    import megatron.training.models.gpt  # noqa: F401  # the point of a warm process  # pyright: ignore[reportUnusedImport]
+
+
+def _connect(path: Path) -> socket.socket:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(path))
+            return connection
+        except OSError as error:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise _unreachable(path, os.strerror(error.errno or 0)) from error
+            time.sleep(0.05)
+
+
+def _read_all(connection: socket.socket) -> bytes:
+    pieces: list[bytes] = []
+    while piece := connection.recv(2**16):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _read_answer(text: bytes) -> dict[str, object]:
+    if not text:
+        raise _unreachable(Path("model-config"), "its end without an answer")
+    decoded: dict[str, Any] = json.loads(text)
+    if "error" in decoded:
+        raise error_from_info(ErrorInfo.model_validate(decoded["error"]))
+    return decoded["config"]
+
+
+def _unreachable(path: Path, found: str) -> TransientError:
+    return TransientError(
+        "attempt_lost",
+        f"the process that builds Megatron's config ({path})",
+        found=found,
+        expected="an answer",
+        next_step="Retry; if it repeats, read the worker's log.",
+    )
+
+
+def _bug(error: Exception) -> InternalError:
+    return InternalError(
+        "internal",
+        "building Megatron's config",
+        found=f"{type(error).__name__}: {error}",
+        expected="no unforeseen error",
+        next_step="Report this with the traceback from the worker's log.",
+    )

@@ -1,0 +1,43 @@
+"""The one match over job kinds: run a job, or only plan it."""
+
+from typing import assert_never
+
+from ..engine.processes import CopyOptions
+from ..jobs.errors import BadInputError
+from ..jobs.locations import Locations
+from ..jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec
+from . import config, export_checkpoint, import_checkpoint
+from .context import Answer, JobContext, Prepared
+from .conversion import describe
+
+
+def run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
+    """Do what the spec asks. Raises FerryError; publishes nothing."""
+    match spec:
+        case ConfigSpec():
+            return config.run(spec, context)
+        case ImportSpec():
+            return import_checkpoint.run(spec, context)
+        case ExportSpec():
+            return export_checkpoint.run(spec, context)
+        case _:
+            assert_never(spec)
+
+
+def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str, object]:
+    """What the job would do, as JSON; writes nothing."""
+    match spec:
+        case ConfigSpec():
+            raise BadInputError(
+                "bad_request",
+                "a plan for a config job",
+                found="a job that moves no bytes",
+                expected="import or export",
+                next_step="Run it; it answers at once.",
+            )
+        case ImportSpec():
+            return describe(import_checkpoint.prepare(spec, locations), options)
+        case ExportSpec():
+            return describe(export_checkpoint.prepare(spec, locations), options)
+        case _:
+            assert_never(spec)

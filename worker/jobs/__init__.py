@@ -1,0 +1,1 @@
+"""The vocabulary that api and worker share: spec, state, errors, locations and the store's Protocol."""

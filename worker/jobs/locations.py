@@ -1,0 +1,98 @@
+"""Locations: `root-name:relative/path` or a path under a configured root, resolved and confined."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from .errors import BadInputError, ConflictError
+
+_NAMED = re.compile(r"^(?P<root>[A-Za-z][A-Za-z0-9_-]*):(?P<path>.*)$", re.DOTALL)
+
+
+class Locations(Protocol):
+    """Turns a location into a path."""
+
+    def resolve(self, location: str) -> Path:
+        """An absolute path without links or `..`; BadInputError where the location is not allowed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPaths:
+    """Any path that this user may use: what `--local` commands take."""
+
+    def resolve(self, location: str) -> Path:
+        _refuse_nul(location)
+        return Path(location).expanduser().resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """Named directories; nothing outside them can be read or written."""
+
+    paths: Mapping[str, Path]
+
+    def resolve(self, location: str) -> Path:
+        _refuse_nul(location)
+        named = _NAMED.match(location)
+        if named:
+            return self._under_root(location, named["root"], named["path"])
+        path = Path(location)
+        if not path.is_absolute():
+            raise self._error(location, "a relative path")
+        return self._under_any_root(location, path.resolve())
+
+    def _under_root(self, location: str, name: str, relative: str) -> Path:
+        if name not in self.paths:
+            raise self._error(location, f"an unknown root {name!r}")
+        root = self.paths[name].resolve()
+        path = (root / relative).resolve()
+        if Path(relative).is_absolute() or not path.is_relative_to(root):
+            raise self._error(location, f"a path that leaves root {name!r}")
+        return path
+
+    def _under_any_root(self, location: str, path: Path) -> Path:
+        if any(path.is_relative_to(root.resolve()) for root in self.paths.values()):
+            return path
+        raise self._error(location, f"{path}, which is under no root")
+
+    def _error(self, location: str, found: str) -> BadInputError:
+        known = ", ".join(f"{name} = {path}" for name, path in self.paths.items()) or "none configured"
+        return BadInputError(
+            "bad_location",
+            f"location {location!r}",
+            found=found,
+            expected=f"root:relative/path or an absolute path under a root ({known})",
+            next_step="Use one of the roots, or start the server with `ferry up --root NAME=PATH`.",
+        )
+
+
+def refuse_existing(target: Path) -> None:
+    """ConflictError where anything stands at `target`; an empty directory or a dangling link counts."""
+    if os.path.lexists(target):
+        raise target_exists(target)
+
+
+def target_exists(target: Path) -> ConflictError:
+    """The error for a target that is already there."""
+    return ConflictError(
+        "target_exists",
+        f"target {target}",
+        found="something already there",
+        expected="a path that does not exist yet",
+        next_step="Remove it, or choose another target.",
+    )
+
+
+def _refuse_nul(location: str) -> None:
+    if "\x00" in location:
+        raise BadInputError(
+            "bad_location",
+            f"location {location!r}",
+            found="a NUL character",
+            expected="a path",
+            next_step="Remove it.",
+        )

@@ -1,0 +1,119 @@
+"""Where a job is: a union on `state`, each member carrying only what is true in it, and the legal moves."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from .errors import ErrorInfo
+from .spec import JobRequest
+
+SCHEMA_VERSION = 1
+
+StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+MOVES: dict[StateName, frozenset[StateName]] = {
+    "queued": frozenset({"running", "cancelled"}),
+    "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+"""The legal moves; a state without any is terminal."""
+
+TERMINAL: frozenset[StateName] = frozenset(state for state, moves in MOVES.items() if not moves)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Progress(_Frozen):
+    """How far an attempt has come; bytes of tensor data."""
+
+    phase: Literal["planning", "copying", "finalizing"] = "planning"
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class ConfigResult(_Frozen):
+    """`megatron_config` is `GPTModelConfig.as_dict()`, JSON-safe, activation by name."""
+
+    kind: Literal["config"] = "config"
+    megatron_config: dict[str, Any]
+
+
+class Timings(_Frozen):
+    """Seconds of one attempt, from the start of its process."""
+
+    plan_seconds: float
+    copy_seconds: float
+    finalize_seconds: float
+
+
+class CheckpointResult(_Frozen):
+    """A published folder; its manifest tells the rest."""
+
+    kind: Literal["import", "export"]
+    target: str
+    tensors: int
+    bytes: int
+    plan_digest: str
+    timings: Timings
+
+
+Result = Annotated[ConfigResult | CheckpointResult, Field(discriminator="kind")]
+
+
+class Queued(_Frozen):
+    """Waiting for a worker; after a failed or lost attempt, `last_error` says what happened."""
+
+    state: Literal["queued"] = "queued"
+    not_before: AwareDatetime | None = None
+    last_error: ErrorInfo | None = None
+
+
+class Running(_Frozen):
+    """Held by one worker until its lease ends."""
+
+    state: Literal["running"] = "running"
+    worker_id: str
+    attempt: int
+    lease_expires_at: AwareDatetime
+    progress: Progress = Progress()
+    cancel_requested: bool = False
+
+
+class Succeeded(_Frozen):
+    """Done; the output is published."""
+
+    state: Literal["succeeded"] = "succeeded"
+    result: Result
+
+
+class Failed(_Frozen):
+    """Ended without output; `error` says why and what to do."""
+
+    state: Literal["failed"] = "failed"
+    error: ErrorInfo
+
+
+class Cancelled(_Frozen):
+    """Ended by request; nothing was published."""
+
+    state: Literal["cancelled"] = "cancelled"
+
+
+JobState = Annotated[Queued | Running | Succeeded | Failed | Cancelled, Field(discriminator="state")]
+
+
+class Job(_Frozen):
+    """A job as the store keeps it and the API shows it."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    request: JobRequest
+    state: JobState
+    attempts: int = 0
+    """Claims so far."""
+    created_at: AwareDatetime
+    updated_at: AwareDatetime

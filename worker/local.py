@@ -1,0 +1,128 @@
+"""One job in this process, without a broker: JSON lines out, the folder published at the end."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+import uuid
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from .engine.processes import CopyOptions
+from .handlers.context import Answer, JobContext, Prepared
+from .handlers.model_configs import BesideModelConfigs
+from .handlers.run import plan, run
+from .jobs.errors import BadInputError, FerryError, InternalError, error_from_os
+from .jobs.locations import LocalPaths
+from .jobs.spec import JobSpec
+from .jobs.state import CheckpointResult, ConfigResult, Progress
+from .mapping.registry import FAMILIES
+
+_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+
+
+def run_here(spec_json: str, options: CopyOptions) -> int:
+    """Run the job and publish its output; exit code 0, 2 for bad input, 1 for the rest."""
+    return _exit_code(lambda: {"result": _run(spec_json, options).model_dump(mode="json")})
+
+
+def plan_here(spec_json: str, options: CopyOptions) -> int:
+    """Print the job's plan."""
+    return _exit_code(lambda: {"plan": plan(_spec(spec_json), LocalPaths(), options)})
+
+
+def list_families() -> int:
+    """Print what is supported."""
+    families = [
+        {
+            "name": family.name,
+            "model_types": family.model_types,
+            "architectures": family.architectures,
+            "features": family.features,
+        }
+        for family in FAMILIES
+    ]
+    _print({"families": families})
+    return 0
+
+
+def _run(spec_json: str, options: CopyOptions) -> ConfigResult | CheckpointResult:
+    context = JobContext(
+        locations=LocalPaths(),
+        job_id=f"local_{uuid.uuid4().hex}",
+        staging_suffix=f"local-{os.getpid()}",
+        report=lambda progress: _print({"progress": _progress(progress)}),
+        model_configs=BesideModelConfigs(),
+        copy_processes=options.processes,
+        io_bytes_per_second=options.io_bytes_per_second,
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    outcome = run(_spec(spec_json), context)
+    match outcome:
+        case Answer(result=result):
+            return result
+        case Prepared(staged=staged, result=result):
+            staged.publish()
+            return result
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds like Ctrl-C, so that the staged folder is removed."""
+    raise KeyboardInterrupt
+
+
+def _spec(text: str) -> JobSpec:
+    try:
+        return _SPEC.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInputError(
+            "bad_request",
+            f"spec field {'.'.join(map(str, first['loc'])) or '(whole)'}",
+            found=repr(first["input"])[:200],
+            expected=first["msg"],
+            next_step="Mend the spec.",
+        ) from error
+
+
+def _exit_code(do: Callable[[], dict[str, Any]]) -> int:
+    try:
+        _print(do())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except FerryError as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(error_from_os(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(_bug(error))
+
+
+def _fail(error: FerryError) -> int:
+    _print({"error": error.info.model_dump(mode="json")})
+    return 2 if 400 <= error.info.status < 500 else 1
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    return progress.model_dump(mode="json")
+
+
+def _print(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def _bug(error: Exception) -> InternalError:
+    return InternalError(
+        "internal",
+        "this job",
+        found=f"{type(error).__name__}: {error}",
+        expected="no unforeseen error",
+        next_step="Report this with the traceback above.",
+    )

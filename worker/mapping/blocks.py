@@ -1,0 +1,70 @@
+"""Blocks: where the rows of one tensor come from, as addresses; what a plan is made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class TensorInfo(Protocol):
+    """What a checkpoint's header says of a tensor; `dtype` in safetensors' spelling."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Tensors = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A tensor, or slice `index` of a stack of tensors."""
+
+    name: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`rows` rows of `source`, from row `start`."""
+
+    source: Address
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One tensor to write: its rows are those of `blocks`, in order; no blocks means zeros."""
+
+    target: Address
+    dtype: str
+    shape: tuple[int, ...]
+    """Of the slice, without the stack's axis."""
+    stack: int | None = None
+    """How many slices the target's stack has; None where it is no stack."""
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A tensor that is not carried over, or is made of nothing, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All tasks of a job, checked: every source row is used once, every target tensor is tiled."""
+
+    tasks: tuple[Task, ...]
+    dropped: tuple[Left, ...] = ()
+    filled: tuple[Left, ...] = ()
+    must_be_zero: tuple[Block, ...] = ()
+    """Source rows that have no place in the target: they carry nothing, or the plan does not hold."""

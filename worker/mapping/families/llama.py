@@ -1,0 +1,233 @@
+"""Llama 2, 3 and 3.x, SmolLM2, and whatever else loads as LlamaForCausalLM."""
+
+from ..activation import Activation
+from ..attention import Biases, HeadSize, KeyValueHeads
+from ..family import Family
+from ..fields import Fixed, Ignored, Only, Renamed, same
+from ..hf_fields import WITHOUT_EFFECT
+from ..layouts import QueryGroups, Sizes
+from ..precision import Precision
+from ..record import Record
+from ..rope import Rope
+from ..rules import Drop, Fill, HFTensor, Rule
+from ..vocabulary import Vocabulary
+
+LAYER = "model.layers.{layer}."
+ATTENTION = LAYER + "self_attn."
+MLP = LAYER + "mlp."
+
+# What the trainers' own recipes set for Llama; upstream's defaults are more conservative.
+CONSTRUCTION = Fixed(
+    {
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "hidden_dropout": 0.0,
+        "attention_softmax_in_fp32": False,
+        "cross_entropy_loss_fusion": True,
+        "deallocate_pipeline_outputs": True,
+        "bias_activation_fusion": True,
+        "masked_softmax_fusion": True,
+        "persist_layer_norm": True,
+        "bias_dropout_fusion": True,
+        "apply_rope_fusion": True,
+    }
+)
+
+SHAPE = (
+    same("hidden_size"),
+    Renamed("intermediate_size", "ffn_hidden_size"),
+    Renamed("num_hidden_layers", "num_layers"),
+    same("num_attention_heads"),
+    HeadSize(),
+    Vocabulary(),
+    Activation(),
+    Precision(),
+    Renamed("rms_norm_eps", "layernorm_epsilon", float, 1e-6),
+    Renamed("initializer_range", "init_method_std", float, 0.02),
+    same("attention_dropout", float, 0.0),
+    Renamed("tie_word_embeddings", "share_embeddings_and_output_weights", bool, False),
+)
+
+
+def tied(config: Record) -> bool:
+    """The output layer is the embedding."""
+    return config.boolean("tie_word_embeddings", False)
+
+
+def untied(config: Record) -> bool:
+    """The output layer has a weight of its own."""
+    return not tied(config)
+
+
+def attention_biased(config: Record) -> bool:
+    """HF: q, k, v and o have biases."""
+    return config.boolean("attention_bias", False)
+
+
+def mlp_biased(config: Record) -> bool:
+    """HF: gate, up and down have biases."""
+    return config.boolean("mlp_bias", False)
+
+
+def only_mlp_biased(config: Record) -> bool:
+    """Megatron gives attention biases that HF lacks."""
+    return mlp_biased(config) and not attention_biased(config)
+
+
+def only_attention_biased(config: Record) -> bool:
+    """Megatron gives the MLP biases that HF lacks."""
+    return attention_biased(config) and not mlp_biased(config)
+
+
+def sizes(values: Record) -> Sizes:
+    """The named sizes of the rules below."""
+    head, groups = values.positive("kv_channels"), values.positive("num_query_groups")
+    ffn = values.positive("ffn_hidden_size")
+    return {
+        "layers": values.positive("num_layers"),
+        "hidden": values.positive("hidden_size"),
+        "vocab": values.positive("vocab_size"),
+        "groups": groups,
+        "q_rows": values.positive("num_attention_heads") * head,
+        "kv_rows": groups * head,
+        "qkv_rows": (values.positive("num_attention_heads") + 2 * groups) * head,
+        "ffn": ffn,
+        "gated_ffn": 2 * ffn,
+    }
+
+
+WEIGHTS = (
+    Rule(
+        hf=(HFTensor("model.embed_tokens.weight", ("vocab", "hidden")),),
+        mcore="embedding.word_embeddings.weight",
+    ),
+    Rule(
+        hf=(HFTensor(LAYER + "input_layernorm.weight", ("hidden",)),),
+        mcore="decoder.layers.self_attention.linear_qkv.layer_norm_weight",
+    ),
+    Rule(
+        hf=(
+            HFTensor(ATTENTION + "q_proj.weight", ("q_rows", "hidden")),
+            HFTensor(ATTENTION + "k_proj.weight", ("kv_rows", "hidden")),
+            HFTensor(ATTENTION + "v_proj.weight", ("kv_rows", "hidden")),
+        ),
+        mcore="decoder.layers.self_attention.linear_qkv.weight",
+        layout=QueryGroups(),
+    ),
+    Rule(
+        hf=(HFTensor(ATTENTION + "o_proj.weight", ("hidden", "q_rows")),),
+        mcore="decoder.layers.self_attention.linear_proj.weight",
+    ),
+    Rule(
+        hf=(HFTensor(LAYER + "post_attention_layernorm.weight", ("hidden",)),),
+        mcore="decoder.layers.mlp.linear_fc1.layer_norm_weight",
+    ),
+    Rule(
+        hf=(
+            HFTensor(MLP + "gate_proj.weight", ("ffn", "hidden")),
+            HFTensor(MLP + "up_proj.weight", ("ffn", "hidden")),
+        ),
+        mcore="decoder.layers.mlp.linear_fc1.weight",
+    ),
+    Rule(
+        hf=(HFTensor(MLP + "down_proj.weight", ("hidden", "ffn")),),
+        mcore="decoder.layers.mlp.linear_fc2.weight",
+    ),
+    Rule(
+        hf=(HFTensor("model.norm.weight", ("hidden",)),),
+        mcore="decoder.final_layernorm.weight",
+    ),
+    Rule(
+        hf=(HFTensor("lm_head.weight", ("vocab", "hidden")),),
+        mcore="output_layer.weight",
+        when=untied,
+    ),
+)
+
+BIASES = (
+    Rule(
+        hf=(
+            HFTensor(ATTENTION + "q_proj.bias", ("q_rows",)),
+            HFTensor(ATTENTION + "k_proj.bias", ("kv_rows",)),
+            HFTensor(ATTENTION + "v_proj.bias", ("kv_rows",)),
+        ),
+        mcore="decoder.layers.self_attention.linear_qkv.bias",
+        layout=QueryGroups(),
+        when=attention_biased,
+    ),
+    Rule(
+        hf=(HFTensor(ATTENTION + "o_proj.bias", ("hidden",)),),
+        mcore="decoder.layers.self_attention.linear_proj.bias",
+        when=attention_biased,
+    ),
+    Rule(
+        hf=(HFTensor(MLP + "gate_proj.bias", ("ffn",)), HFTensor(MLP + "up_proj.bias", ("ffn",))),
+        mcore="decoder.layers.mlp.linear_fc1.bias",
+        when=mlp_biased,
+    ),
+    Rule(
+        hf=(HFTensor(MLP + "down_proj.bias", ("hidden",)),),
+        mcore="decoder.layers.mlp.linear_fc2.bias",
+        when=mlp_biased,
+    ),
+)
+
+_EVERY_LINEAR = "Megatron's add_bias_linear gives every linear layer a bias; this model has none here"
+
+FILLS = (
+    Fill(
+        mcore="decoder.layers.self_attention.linear_qkv.bias",
+        shape=("qkv_rows",),
+        like=ATTENTION + "q_proj.weight",
+        why=_EVERY_LINEAR,
+        when=only_mlp_biased,
+    ),
+    Fill(
+        mcore="decoder.layers.self_attention.linear_proj.bias",
+        shape=("hidden",),
+        like=ATTENTION + "o_proj.weight",
+        why=_EVERY_LINEAR,
+        when=only_mlp_biased,
+    ),
+    Fill(
+        mcore="decoder.layers.mlp.linear_fc1.bias",
+        shape=("gated_ffn",),
+        like=MLP + "gate_proj.weight",
+        why=_EVERY_LINEAR,
+        when=only_attention_biased,
+    ),
+    Fill(
+        mcore="decoder.layers.mlp.linear_fc2.bias",
+        shape=("hidden",),
+        like=MLP + "down_proj.weight",
+        why=_EVERY_LINEAR,
+        when=only_attention_biased,
+    ),
+)
+
+DROPS = (
+    Drop(hf=ATTENTION + "rotary_emb.inv_freq", why="recomputed from rope_theta"),
+    Drop(hf="lm_head.weight", why="tied: both sides use the embedding instead", when=tied),
+)
+
+LLAMA = Family(
+    name="llama",
+    page="worker/mapping/families/llama.py",
+    model_types=("llama",),
+    architectures=("LlamaForCausalLM",),
+    features=("GQA", "tied embeddings", "attention and MLP biases", "rope: default, llama3, linear, yarn"),
+    fields=(
+        *SHAPE,
+        KeyValueHeads(),
+        Renamed("max_position_embeddings", "seq_length", int, 2048),
+        Biases(),
+        Rope(),
+        CONSTRUCTION,
+        Only("rope_interleaved", False, "Interleaved rotary pairs need another row order of q and k."),
+    ),
+    ignored=(*WITHOUT_EFFECT, Ignored("is_llama_config", "a marker that no class reads")),
+    sizes=sizes,
+    rules=(*WEIGHTS, *BIASES),
+    fills=FILLS,
+    drops=DROPS,
+)

@@ -1,0 +1,29 @@
+"""Mistral 7B and its kin: Llama's tensors, no biases, a sliding window."""
+
+from ..attention import KeyValueHeads, NoBiases, SlidingWindow
+from ..family import Family
+from ..fields import Renamed
+from ..hf_fields import WITHOUT_EFFECT
+from ..rope import Rope
+from .llama import CONSTRUCTION, DROPS, SHAPE, WEIGHTS, sizes
+
+MISTRAL = Family(
+    name="mistral",
+    page="worker/mapping/families/mistral.py",
+    model_types=("mistral",),
+    architectures=("MistralForCausalLM",),
+    features=("GQA", "tied embeddings", "sliding window", "rope: default, llama3, linear, yarn"),
+    fields=(
+        *SHAPE,
+        KeyValueHeads(default=8),
+        Renamed("max_position_embeddings", "seq_length", int, 4096 * 32),
+        NoBiases(),
+        SlidingWindow(default=4096),
+        Rope(),
+        CONSTRUCTION,
+    ),
+    ignored=WITHOUT_EFFECT,
+    sizes=sizes,
+    rules=WEIGHTS,
+    drops=DROPS,
+)

@@ -1,0 +1,84 @@
+"""A family: the page that says how one kind of model maps, config and tensors, both ways."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..jobs.errors import BadInputError
+from .fields import Field, Ignored
+from .layouts import Sizes
+from .model_config import MegatronValues
+from .record import Record
+from .rope import UNDECLARED_YARN
+from .rules import Drop, Fill, Rule
+
+MODEL_FIELDS = frozenset(
+    {
+        "vocab_size",
+        "should_pad_vocab",
+        "make_vocab_size_divisible_by",
+        "seq_length",
+        "share_embeddings_and_output_weights",
+        "position_embedding_type",
+        "rotary_percent",
+        "rotary_base",
+        "rope_scaling",
+        "rope_scaling_factor",
+        "seq_len_interpolation_factor",
+    }
+)
+"""Fields of upstream's outer `GPTModelConfig`; all others belong to its `TransformerConfig`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One spec sheet. `sizes` reads the named sizes of the rules off the Megatron values."""
+
+    name: str
+    page: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    features: tuple[str, ...]
+    fields: tuple[Field, ...]
+    ignored: tuple[Ignored, ...]
+    sizes: Callable[[Record], Sizes]
+    rules: tuple[Rule, ...]
+    fills: tuple[Fill, ...] = ()
+    drops: tuple[Drop, ...] = ()
+
+    def to_mcore(self, config: Record) -> Record:
+        """Megatron's values, outer and transformer fields in one record. BadInputError on any unknown HF field."""
+        self._refuse_unknown_fields(config)
+        values: dict[str, object] = {}
+        for codec in self.fields:
+            values |= codec.to_mcore(config)
+        return Record(values, f"{config.origin} as Megatron values")
+
+    def to_hf(self, values: Record) -> Record:
+        """The HF config of Megatron values: what config.json says of weights and forward pass."""
+        config: dict[str, object] = {"architectures": list(self.architectures[:1]), "model_type": self.model_types[0]}
+        for codec in self.fields:
+            config |= codec.to_hf(values)
+        return Record(config, f"{values.origin} as HF config")
+
+    def _refuse_unknown_fields(self, config: Record) -> None:
+        known = {name for codec in self.fields for name in codec.hf} | {row.hf_name for row in self.ignored}
+        for name, value in config.values.items():
+            if name not in known:
+                raise BadInputError(
+                    "unknown_config_field",
+                    f"{config.origin}: field {name!r}",
+                    found=repr(value),
+                    expected=f"a field that family {self.name} maps or names as without effect",
+                    next_step=f"Remove it if it has no effect on the model, or add it to {self.page}.",
+                )
+
+
+def megatron_values(family: Family, values: Record, source: str) -> MegatronValues:
+    """`values` as upstream's classes take them; `source` is recorded beside them."""
+    undeclared = {name: value for name, value in values.values.items() if name in UNDECLARED_YARN}
+    declared = {name: value for name, value in values.values.items() if name not in undeclared}
+    return MegatronValues(
+        model={name: value for name, value in declared.items() if name in MODEL_FIELDS},
+        transformer={name: value for name, value in declared.items() if name not in MODEL_FIELDS},
+        extra={"family": family.name, "hf_source": source, "undeclared": undeclared},
+    )

@@ -1,0 +1,39 @@
+"""Every family there is, in one readable tuple; a new one is a page and a line here."""
+
+from ..jobs.errors import BadInputError
+from .families.llama import LLAMA
+from .families.mistral import MISTRAL
+from .family import Family
+from .record import Record
+
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+)
+
+
+def family_of(config: Record) -> Family:
+    """The family of an HF config, by `model_type`."""
+    model_type = config.text("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    raise _unknown(f"{config.origin}: field 'model_type'", model_type)
+
+
+def family_named(name: str, origin: str) -> Family:
+    """The family that `origin` (a model_config.json) names."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise _unknown(f"{origin}: family", name)
+
+
+def _unknown(thing: str, found: str) -> BadInputError:
+    return BadInputError(
+        "unknown_family",
+        thing,
+        found=repr(found),
+        expected=" or ".join(family.name for family in FAMILIES),
+        next_step="`ferry families` lists what is supported.",
+    )
