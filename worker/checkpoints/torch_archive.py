@@ -104,9 +104,7 @@ def _local_header(entry: _Entry) -> bytes:
     extra = zip64 + struct.pack("<HH", 0x4246, padding) + b"Z" * padding
     size = _BIG if big else entry.size
     version = 45 if big else 0
-    fixed = struct.pack(
-        "<4sHHHHHIIIHH", b"PK\3\4", version, 0, 0, 0, 0, entry.crc, size, size, len(name), len(extra)
-    )
+    fixed = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", version, 0, 0, 0, 0, entry.crc, size, size, len(name), len(extra))
     return fixed + name + extra
 
 
@@ -118,9 +116,7 @@ def _directory_header(entry: _Entry) -> bytes:
     extra = struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values) if values else b""
     version = 45 if values else 0
     lengths = (len(name), len(extra), 0, 0, 0, 0, position)
-    fixed = struct.pack(
-        "<4sHHHHHHIIIHHHHHII", b"PK\1\2", version, version, 0, 0, 0, 0, entry.crc, size, size, *lengths
-    )
+    fixed = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", version, version, 0, 0, 0, 0, entry.crc, size, size, *lengths)
     return fixed + name + extra
 
 
@@ -175,11 +171,11 @@ def _found(rebuilt: Any, data: tuple[int, int]) -> FoundTensor:
         raise ArchiveError("no plain tensor")
     storage, storage_offset, shape, strides = rebuilt.arguments[:4]
     dtype = _storage_dtype(storage)
-    shape = tuple(int(size) for size in shape)  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType, reportUnknownArgumentType]  # inert data; a wrong type is an ArchiveError
+    shape = tuple(int(size) for size in shape)
     expected = _contiguous_strides(shape)
-    if any(size > 1 and stride != want for size, stride, want in zip(shape, strides, expected, strict=True)):  # pyright: ignore[reportArgumentType, reportUnknownVariableType, reportUnknownArgumentType]  # as above
+    if any(size > 1 and stride != want for size, stride, want in zip(shape, strides, expected, strict=True)):
         raise ArchiveError(f"a tensor that is not contiguous (strides {strides})")
-    skipped = int(storage_offset) * dtype.item_bytes  # pyright: ignore[reportArgumentType]  # as above
+    skipped = int(storage_offset) * dtype.item_bytes
     start, size = data
     if skipped + prod(shape) * dtype.item_bytes > size:
         raise ArchiveError(f"{size} bytes of data for shape {list(shape)}")

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -61,7 +60,9 @@ class TorchDistFolder:
         try:
             return _parse(folder, metadata)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise bad_checkpoint(folder / METADATA, f"an index that cannot be read ({error})", "torch DCP metadata") from error
+            raise bad_checkpoint(
+                folder / METADATA, f"an index that cannot be read ({error})", "torch DCP metadata"
+            ) from error
 
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
         """The index, and the files in which chunks of these tensors lie."""
@@ -93,9 +94,7 @@ class TorchDistFolder:
             for low, high in pairwise(edges)
         )
 
-    def _band(
-        self, name: str, index: int | None, low: int, high: int, width: int, chunks: list[_Chunk]
-    ) -> Run | Weave:
+    def _band(self, name: str, index: int | None, low: int, high: int, width: int, chunks: list[_Chunk]) -> Run | Weave:
         """Rows low..high, across which no chunk begins or ends: one run, or strands side by side."""
         lead = 0 if index is None else 1
         column = lead + 1
@@ -109,7 +108,9 @@ class TorchDistFolder:
             reached += size
             strands.append(self._strand(name, chunk, index, low))
         if reached != width or len(strands) != len(chunks):
-            raise bad_checkpoint(self.folder, f"chunks of tensor {name!r} that do not tile rows {low} to {high}", "exact tiling")
+            raise bad_checkpoint(
+                self.folder, f"chunks of tensor {name!r} that do not tile rows {low} to {high}", "exact tiling"
+            )
         if len(strands) == 1:
             return Run(strands[0].path, strands[0].offset, (high - low) * strands[0].row_bytes)
         return Weave(high - low, tuple(strands))
@@ -138,7 +139,9 @@ class TorchDistFolder:
         try:
             found = find_tensor(descriptor, chunk.stored.offset, chunk.stored.length)
         except ArchiveError as error:
-            raise bad_checkpoint(path, f"tensor {name!r} in a form that cannot be read ({error})", "torch.save items") from error
+            raise bad_checkpoint(
+                path, f"tensor {name!r} in a form that cannot be read ({error})", "torch.save items"
+            ) from error
         finally:
             os.close(descriptor)
         if found.shape != chunk.sizes or found.dtype != self.tensors[name].dtype:
@@ -176,8 +179,8 @@ def _parse(folder: Path, metadata: Any) -> TorchDistFolder:
             dtype = BY_TORCH[entry.attribute("properties").state[0]]
             shape: tuple[int, ...] = entry.attribute("size")
             tensors[name] = StoredTensor(dtype=dtype.safetensors, shape=shape, item_bytes=dtype.item_bytes)
-            chunks = entry.attribute("chunks")
-            sizes[name] = {chunk.attribute("offsets"): chunk.attribute("sizes") for chunk in chunks}
+            boxes: list[Inert] = entry.attribute("chunks")
+            sizes[name] = {box.attribute("offsets"): box.attribute("sizes") for box in boxes}
     chunks: defaultdict[str, list[_Chunk]] = defaultdict(list)
     objects: dict[str, _Stored] = {}
     for index, info in metadata.attribute("storage_data").items():

@@ -17,7 +17,7 @@ class Inert:
     name = ""
     # Class attributes, since unpickling makes most objects without __init__.
     arguments: tuple[Any, ...] = ()
-    state: object = None
+    state: Any = None
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
@@ -27,7 +27,8 @@ class Inert:
 
     def attribute(self, name: str) -> Any:
         """A field of the pickled object, None where it was not set."""
-        return cast(dict[str, Any], self.state).get(name) if isinstance(self.state, dict) else None
+        state = cast("dict[str, Any]", self.state if isinstance(self.state, dict) else {})
+        return state.get(name)
 
 
 def read_inert(data: bytes | memoryview, persistent: Callable[[tuple[Any, ...]], object] | None = None) -> Any:

@@ -36,9 +36,9 @@ def cut_parts(files: Iterable[TargetFile], part_bytes: int) -> tuple[Part, ...]:
 def _cut_file(file: TargetFile, part_bytes: int) -> Iterator[Part]:
     spans: list[Span] = []
     filled = 0
-    for span in (segment for span in file.spans for segment in split(span, SEGMENT_BYTES)):
-        spans.append(span)
-        filled += span.length
+    for segment in (segment for span in file.spans for segment in split(span, SEGMENT_BYTES)):
+        spans.append(segment)
+        filled += segment.length
         if filled >= part_bytes:
             yield Part(file=file.path, spans=tuple(spans))
             spans, filled = [], 0

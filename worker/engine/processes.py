@@ -8,7 +8,7 @@ import selectors
 import signal
 import struct
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,7 +52,7 @@ def copy_parts(
     children: list[_Child] = []
     try:
         for number in range(processes):
-            children.append(_fork(parts, folder, queue, _Counter(counters, number), options))
+            children.append(_fork(parts, folder, queue, _Counter(counters, number), options))  # noqa: PERF401  # a fork that fails must leave the others to be ended
         answers = _collect(children, lambda: report(_total(counters)))
     finally:
         os.close(queue)
@@ -148,7 +148,7 @@ def _copy_queued(
 
     segments: dict[int, list[dict[str, object]]] = {}
     while number := os.read(queue, _NUMBER.size):
-        (part,) = _NUMBER.unpack(number)
+        part: int = _NUMBER.unpack(number)[0]
         copied = copy_part(parts[part], folder / parts[part].file, moved)
         segments[part] = [asdict(segment) for segment in copied]
     for file in {parts[part].file for part in segments}:

@@ -24,6 +24,7 @@ from .conversion import Conversion, carry_out
 MODEL_CONFIG = "model_config.json"
 _HF = "hf"
 # Modules of Transformer Engine keep an `_extra_state`, empty without fp8; a strict load asks for it.
+_FINAL_NORM_EXTRA_STATE = "decoder.final_layernorm._extra_state/shard_0_1"
 _EXTRA_STATES = (
     "self_attention.linear_proj",
     "self_attention.linear_qkv",
@@ -92,7 +93,7 @@ def _objects(model: Model, iteration: int | None) -> dict[str, object]:
         for layer in range(layers)
         for module in _EXTRA_STATES
     }
-    return {**states, "common_state/shard_0_1": [common]}
+    return {**states, _FINAL_NORM_EXTRA_STATE: [None], "common_state/shard_0_1": [common]}
 
 
 def _no_folder(source: Path) -> BadInputError:

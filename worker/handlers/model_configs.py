@@ -1,4 +1,4 @@
-"""Where upstream's config object is built: in a process beside the copy, or in a warm one that is asked over a socket."""
+"""Where upstream's config object is built: in a process beside the copy, or in a warm one behind a socket."""
 
 import json
 import os

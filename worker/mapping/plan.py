@@ -1,4 +1,4 @@
-"""Planning: from a model's bindings and the tensors that are there to tasks, both ways, checked before the first byte."""
+"""Planning: a model's bindings and the tensors that are there become tasks, both ways, checked before any byte."""
 
 import re
 from collections import defaultdict
@@ -41,9 +41,7 @@ def plan_export(model: Model, tensors: Tensors) -> Plan:
 
 
 def _import_task(binding: Binding, tensors: Tensors) -> Task:
-    blocks = tuple(
-        Block(Address(binding.parts[row.part].name), row.start, row.rows) for row in binding.row_blocks
-    )
+    blocks = tuple(Block(Address(binding.parts[row.part].name), row.start, row.rows) for row in binding.row_blocks)
     return Task(
         target=binding.target,
         dtype=tensors[binding.like].dtype,

@@ -159,7 +159,7 @@ def _yarn_to_mcore(options: Record, config: Record) -> dict[str, object]:
 
 
 def _yarn_mscales(options: Record, factor: float) -> tuple[float, float]:
-    """Megatron scales by s(mscale) / s(mscale_all_dim) with s(m) = 0.1 m ln(factor) + 1; HF may give the ratio itself."""
+    """Megatron scales by s(mscale) / s(mscale_all_dim), s(m) = 0.1 m ln(factor) + 1; HF may give the ratio itself."""
     if options.get("attention_factor") is not None:
         if factor <= 1:
             raise options.unsupported("attention_factor", "null where factor <= 1", "Megatron derives it from mscale.")

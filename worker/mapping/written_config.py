@@ -1,7 +1,6 @@
 """A written model_config.json as Megatron's values, without upstream's classes: what an export derives from."""
 
 from collections.abc import Mapping
-from typing import cast
 
 from ..jobs.errors import BadInputError
 from .family import Family
@@ -26,5 +25,5 @@ def read_written(data: Mapping[str, object], origin: str) -> tuple[Family, Recor
         )
     undeclared = extra.section("undeclared") or Record({}, origin)
     flat = {name: value for name, value in data.items() if name not in (_NESTED, _EXTRA)}
-    values = cast("dict[str, object]", {**flat, **transformer.values, **undeclared.values})
+    values = {**flat, **transformer.values, **undeclared.values}
     return family_named(extra.text("family"), origin), Record(values, origin)
