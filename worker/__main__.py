@@ -17,8 +17,11 @@ def main(argv: list[str]) -> int:
 
             return work.main(argv[1:])
         case ["model-config"]:
-            from .handlers.model_configs import answer
+            from .engine.lifeline import die_with_parent
+            from .handlers.model_configs import answer, import_upstream
 
+            die_with_parent(int(argv[1]))
+            import_upstream()
             sys.stdout.buffer.write(answer(sys.stdin.buffer.read()))
             return 0
         case ["model-configs"]:

@@ -17,18 +17,17 @@ class Inert:
     name = ""
     # Class attributes, since unpickling makes most objects without __init__.
     arguments: tuple[Any, ...] = ()
-    state: Any = None
+    state: "dict[str, Any] | tuple[Any, ...] | None" = None
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
 
-    def __setstate__(self, state: object) -> None:
+    def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def attribute(self, name: str) -> Any:
         """A field of the pickled object, None where it was not set."""
-        state = cast("dict[str, Any]", self.state if isinstance(self.state, dict) else {})
-        return state.get(name)
+        return self.state.get(name) if isinstance(self.state, dict) else None
 
 
 def read_inert(data: bytes | memoryview, persistent: Callable[[tuple[Any, ...]], object] | None = None) -> Any:

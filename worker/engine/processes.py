@@ -1,6 +1,5 @@
 """Copy processes: forked, each taking the next part until none is left; their progress shared, their end watched."""
 
-import ctypes
 import json
 import mmap
 import os
@@ -15,10 +14,10 @@ from typing import Any, NoReturn
 
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info, error_from_os
 from .copy import Segment, copy_part, sync_file
+from .lifeline import die_with_parent
 from .parts import Part
 from .throttle import Throttle
 
-_PR_SET_PDEATHSIG = 1
 _NUMBER = struct.Struct("<I")
 _COUNTER = struct.Struct("<Q")
 _POLL_SECONDS = 0.1
@@ -111,13 +110,12 @@ def _live(
     """A copy process from its first to its last moment. It must not outlive its parent, nor return into its code."""
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent(parent)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        if os.getppid() == parent:
-            with os.fdopen(answers, "w") as out:
-                json.dump(_answer(parts, folder, queue, counter, options), out)
-            code = 0
+        with os.fdopen(answers, "w") as out:
+            json.dump(_answer(parts, folder, queue, counter, options), out)
+        code = 0
     finally:
         os._exit(code)
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +29,7 @@ class BesideModelConfigs:
     """Upstream greets every import with a page of warnings; it is shown only where building failed."""
 
     def start(self, values: MegatronValues) -> None:
-        command = ["nice", sys.executable, "-m", "worker", "model-config"]
+        command = ["nice", sys.executable, "-m", "worker", "model-config", str(os.getpid())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
         assert self._process.stdin is not None  # PIPE
         self._process.stdin.write(json.dumps(asdict(values)).encode())
@@ -42,6 +43,12 @@ class BesideModelConfigs:
             self._log.seek(0)
             sys.stderr.write(self._log.read().decode(errors="replace"))
         return _read_answer(output)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
 
 
 @dataclass(slots=True)
@@ -61,6 +68,10 @@ class WarmModelConfigs:
         with self._connection as connection:
             return _read_answer(_read_all(connection))
 
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
 
 def serve(path: Path) -> None:
     """Import upstream's classes once, then answer each connection; ends when its process is killed."""
@@ -69,7 +80,7 @@ def serve(path: Path) -> None:
     listener.bind(str(path))
     path.chmod(0o600)
     listener.listen(16)
-    _import_upstream()
+    import_upstream()
     while True:
         connection, _ = listener.accept()
         with connection:
@@ -92,8 +103,20 @@ def answer(request: bytes) -> bytes:
         return json.dumps({"error": _bug(error).info.model_dump()}).encode()
 
 
-def _import_upstream() -> None:
-    import megatron.training.models.gpt  # noqa: F401  # the point of a warm process  # pyright: ignore[reportUnusedImport]
+def import_upstream() -> None:
+    """Import upstream's config classes, for a process that builds configs and never runs a model.
+
+    Megatron compiles its fused functions when it is imported, which loads all of torch's compiler: 2 s and 70 MiB.
+    """
+    import torch
+
+    torch.compile = _uncompiled
+    import megatron.training.models.gpt  # noqa: F401  # pyright: ignore[reportUnusedImport]  # for the import alone
+
+
+def _uncompiled(model: Callable[..., Any] | None = None, **options: object) -> Callable[..., Any]:
+    """`torch.compile`, as a call or as a decorator with options, leaving the function as it is."""
+    return model if model is not None else lambda function: function
 
 
 def _connect(path: Path) -> socket.socket:

@@ -1,5 +1,6 @@
 """The one match over job kinds: run a job, or only plan it."""
 
+from contextlib import closing
 from typing import assert_never
 
 from ..engine.processes import CopyOptions
@@ -13,6 +14,11 @@ from .conversion import describe
 
 def run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
     """Do what the spec asks. Raises FerryError; publishes nothing."""
+    with closing(context.model_configs):
+        return _run(spec, context)
+
+
+def _run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
     match spec:
         case ConfigSpec():
             return config.run(spec, context)

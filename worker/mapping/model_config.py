@@ -36,6 +36,10 @@ class ModelConfigs(Protocol):
         """`as_dict()` of the built config, JSON-safe; waits for it."""
         ...
 
+    def close(self) -> None:
+        """End what still runs, wanted or not."""
+        ...
+
 
 _TARGET, _BUILDER = "_target_", "_builder_"
 _TRANSFORMER, _EXTRA, _UNDECLARED = "transformer", "extra_checkpoint_metadata", "undeclared"
