@@ -52,8 +52,8 @@ def stage(target: Path, suffix: str) -> StagedFolder:
 
 
 def partial_folders(target: Path, job_id: str) -> list[Path]:
-    """What attempts of `job_id` (whose suffixes start with the job's id) left beside `target`."""
-    prefix = f"{target.name}{_PARTIAL}{job_id}"
+    """What attempts of `job_id` (their suffixes are `<job_id>-<fence>`) left beside `target`."""
+    prefix = f"{target.name}{_PARTIAL}{job_id}-"
     return [path for path in target.parent.glob("*") if path.name.startswith(prefix)]
 
 

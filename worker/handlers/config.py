@@ -14,7 +14,7 @@ from .context import Answer, JobContext
 
 def run(spec: ConfigSpec, context: JobContext) -> Answer:
     """Map, build, answer."""
-    model = read_model(context.locations.resolve(spec.source))
+    model = read_model(context.locations.resolve_source(spec.source))
     context.model_configs.start(megatron_values(model.family, model.mcore, spec.source))
     return Answer(result=ConfigResult(megatron_config=context.model_configs.result()))
 

@@ -41,10 +41,10 @@ def run(spec: ExportSpec, context: JobContext) -> Prepared:
 
 def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, the index and item headers."""
-    source, target = locations.resolve(spec.source), locations.resolve(spec.target)
+    source, target = locations.resolve_source(spec.source), locations.resolve(spec.target)
     refuse_existing(target)
     folder = iteration_folder(source)
-    hf_config = None if spec.hf_config is None else locations.resolve(spec.hf_config)
+    hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)
     described = _describe(hf_config, (source, folder.parent))
     weights = TorchDistFolder.open(folder)
     plan = plan_export(described.model, weights.tensors)

@@ -50,7 +50,7 @@ def run(spec: ImportSpec, context: JobContext) -> Prepared:
 
 def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads config.json and safetensors headers."""
-    source, target = locations.resolve(spec.source), locations.resolve(spec.target)
+    source, target = locations.resolve_source(spec.source), locations.resolve(spec.target)
     refuse_existing(target)
     if not source.is_dir():
         raise _no_folder(source)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,10 @@ class Locations(Protocol):
         """An absolute path without links or `..`; BadInputError where the location is not allowed."""
         ...
 
+    def resolve_source(self, location: str) -> Path:
+        """The same, for something that will be read: no link beneath it leads out either."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LocalPaths:
@@ -27,6 +31,9 @@ class LocalPaths:
     def resolve(self, location: str) -> Path:
         _refuse_nul(location)
         return Path(location).expanduser().resolve()
+
+    def resolve_source(self, location: str) -> Path:
+        return self.resolve(location)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,16 @@ class Roots:
             raise self._error(location, "a relative path")
         return self._under_any_root(location, path.resolve())
 
+    def resolve_source(self, location: str) -> Path:
+        path = self.resolve(location)
+        for link in _links_beneath(path):
+            if not self._holds(link.resolve()):
+                raise self._error(location, f"a link out of it: {link} -> {link.resolve()}")
+        return path
+
+    def _holds(self, path: Path) -> bool:
+        return any(path.is_relative_to(root.resolve()) for root in self.paths.values())
+
     def _under_root(self, location: str, name: str, relative: str) -> Path:
         if name not in self.paths:
             raise self._error(location, f"an unknown root {name!r}")
@@ -55,7 +72,7 @@ class Roots:
         return path
 
     def _under_any_root(self, location: str, path: Path) -> Path:
-        if any(path.is_relative_to(root.resolve()) for root in self.paths.values()):
+        if self._holds(path):
             return path
         raise self._error(location, f"{path}, which is under no root")
 
@@ -68,6 +85,11 @@ class Roots:
             expected=f"root:relative/path or an absolute path under a root ({known})",
             next_step="Use one of the roots, or start the server with `ferry up --root NAME=PATH`.",
         )
+
+
+def _links_beneath(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files) if Path(place, name).is_symlink())
 
 
 def refuse_existing(target: Path) -> None:
