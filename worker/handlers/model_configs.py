@@ -29,7 +29,7 @@ class BesideModelConfigs:
     """Upstream greets every import with a page of warnings; it is shown only where building failed."""
 
     def start(self, values: MegatronValues) -> None:
-        command = ["nice", sys.executable, "-m", "worker", "model-config", str(os.getpid())]
+        command = ["nice", sys.executable, "-P", "-m", "worker", "model-config", str(os.getpid())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
         assert self._process.stdin is not None  # PIPE
         self._process.stdin.write(json.dumps(asdict(values)).encode())

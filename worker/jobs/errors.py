@@ -128,9 +128,7 @@ def error_from_info(info: ErrorInfo) -> FerryError:
             break
     else:
         error_class = InternalError
-    return error_class(
-        info.code, info.thing, found=info.found, expected=info.expected, next_step=info.next_step
-    )
+    return error_class(info.code, info.thing, found=info.found, expected=info.expected, next_step=info.next_step)
 
 
 def error_from_os(error: OSError) -> TransientError:

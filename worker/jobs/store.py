@@ -39,7 +39,12 @@ class Stopped:
     """Outcome: settle as cancelled."""
 
 
-Outcome = Done | Broken | Stopped
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned:
+    """Outcome: queue again at once; the worker goes away in good order, which is nobody's failure."""
+
+
+Outcome = Done | Broken | Stopped | Returned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def find(self, idempotency_key: str, request: JobRequest) -> Job | None:
+        """The job that was accepted under this key, if any; ConflictError where it came with another request."""
+        ...
+
     def get(self, job_id: str) -> Job:
         """The record; NotFoundError without one."""
         ...
@@ -99,7 +108,11 @@ class JobStore(Protocol):
         ...
 
     def claim(self, job_id: str, worker_id: str, *, lease_seconds: float) -> Claim | None:
-        """Take a queued job (or a running one whose lease is over). None: nothing to do, drop the message."""
+        """Take a queued job. None: nothing to do, drop the message.
+
+        A running one can be taken where its lease is over or is `worker_id`'s own (an attempt died under it, or the
+        answer to its claim was lost on the way); both count as a loss.
+        """
         ...
 
     def heartbeat(self, claim: Claim, progress: Progress, *, lease_seconds: float) -> Verdict:
@@ -107,11 +120,14 @@ class JobStore(Protocol):
         ...
 
     def settle(self, claim: Claim, outcome: Outcome) -> bool:
-        """Write the attempt's outcome; False where the claim is stale and nothing was changed."""
+        """Write the attempt's outcome; False where the claim is stale and nothing was changed.
+
+        Settling twice with the same claim answers True twice, so that it may be repeated when an answer was lost.
+        """
         ...
 
     def reap(self) -> tuple[str, ...]:
-        """Queue again jobs whose lease is over, wake jobs whose message may be lost; answers their ids."""
+        """Queue again (or end) jobs whose lease is over, wake jobs whose message may be lost; answers their ids."""
         ...
 
     def ping(self) -> None:

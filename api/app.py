@@ -1,0 +1,34 @@
+"""The composition root of the HTTP API."""
+
+from fastapi import FastAPI
+
+from worker.jobs.locations import Roots
+from worker.jobs.store import JobStore
+
+from .body_limit import BodyLimit
+from .problems import add_problem_handlers
+from .routes import health, jobs
+from .settings import ApiSettings
+from .surroundings import Surroundings
+
+
+def create_app(settings: ApiSettings, store: JobStore | None = None) -> FastAPI:
+    """The app over the store that the settings name, or over a given one."""
+    app = FastAPI(
+        title="Ferry",
+        summary="Moves model checkpoints between Hugging Face and Megatron-Core.",
+        description="Submit a job, look at it until it ends. Errors are RFC 9457 problem documents.",
+        version="1",
+    )
+    app.state.surroundings = Surroundings(store=store or _connect(settings), roots=Roots(settings.roots))
+    app.include_router(jobs.router)
+    app.include_router(health.router)
+    app.add_middleware(BodyLimit)
+    add_problem_handlers(app)
+    return app
+
+
+def _connect(settings: ApiSettings) -> JobStore:
+    from worker.stores.redis_store import RedisStore
+
+    return RedisStore.from_url(settings.broker_url)

@@ -1,0 +1,215 @@
+"""The commands of `ferry`. What is heavy is imported where it is used, so that help comes at once."""
+
+import json
+import os
+import sys
+from typing import Annotated, Any, assert_never
+
+import typer
+
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec
+from worker.jobs.state import CheckpointResult, ConfigResult
+
+from ..settings import server_url
+from .locations import as_sent
+from .sizes import parse_size
+
+app = typer.Typer(
+    name="ferry",
+    help="Moves model checkpoints between Hugging Face and Megatron-Core.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="A path, or root:path as the server names it.")]
+Target = Annotated[str, typer.Argument(metavar="DST", help="Where the output will appear; must not exist yet.")]
+Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="Default: FERRY_URL, or this machine.")]
+Local = Annotated[bool, typer.Option("--local", help="Run here, without a server.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Copy processes, with --local.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Print the plan as JSON and write nothing.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_DEFAULT_JOBS = min(4, os.cpu_count() or 1)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command("import")
+def import_(
+    source: Source,
+    target: Target,
+    iteration: Annotated[
+        int | None, typer.Option(min=0, help="Write iter_0000000 of this number instead of release.")
+    ] = None,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+) -> None:
+    """Hugging Face folder -> Megatron-Core torch_dist checkpoint."""
+    spec = ImportSpec(source=as_sent(source), target=as_sent(target), iteration=iteration)
+    _convert(spec, local=local, jobs=jobs, plan=plan, no_wait=no_wait, server=server)
+
+
+@app.command("export")
+def export(
+    source: Source,
+    target: Target,
+    hf_config: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="config.json and tokenizer, for a checkpoint without hf/ beside it."),
+    ] = None,
+    max_shard_bytes: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most that one file holds, like 500MB.")
+    ] = "5GB",
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+) -> None:
+    """Megatron-Core torch_dist checkpoint -> Hugging Face folder."""
+    spec = ExportSpec(
+        source=as_sent(source),
+        target=as_sent(target),
+        hf_config=as_sent(hf_config) if hf_config else None,
+        max_shard_bytes=_size(max_shard_bytes),
+    )
+    _convert(spec, local=local, jobs=jobs, plan=plan, no_wait=no_wait, server=server)
+
+
+@app.command("config")
+def config(source: Source, local: Local = False, server: Server = None) -> None:
+    """Print Megatron's GPTModelConfig for a Hugging Face config, as JSON."""
+    _finish(_run(ConfigSpec(source=as_sent(source)), local=local, jobs=1, server=server))
+
+
+@app.command("jobs")
+def list_jobs(
+    state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
+    kind: Annotated[str | None, typer.Option(help="config, import or export.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="NAME:VALUE", help="Jobs with this label.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 50,
+    as_json: AsJson = False,
+    server: Server = None,
+) -> None:
+    """List jobs, newest first."""
+    from ..client import Client
+    from .tables import print_jobs
+
+    with Client(server or server_url()) as client:
+        found = list(client.list(state=state, kind=kind, label=label, limit=limit))
+    if as_json:
+        _print([job.model_dump(mode="json") for job in found])
+    else:
+        print_jobs(found)
+
+
+@app.command("show")
+def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False, server: Server = None) -> None:
+    """Show one job."""
+    from ..client import Client
+    from .tables import print_job
+
+    with Client(server or server_url()) as client:
+        job = client.get(job_id)
+    if as_json:
+        _print(job.model_dump(mode="json"))
+    else:
+        print_job(job)
+
+
+@app.command("cancel")
+def cancel(job_id: Annotated[str, typer.Argument(metavar="ID")], server: Server = None) -> None:
+    """End a job that waits or runs; nothing of it is left."""
+    from ..client import Client
+    from .tables import print_job
+
+    with Client(server or server_url()) as client:
+        print_job(client.cancel(job_id))
+
+
+@app.command("families")
+def list_families(as_json: AsJson = False) -> None:
+    """List the models that can be converted."""
+    from .local import families
+    from .tables import print_families
+
+    found = families()
+    if as_json:
+        _print(found)
+    else:
+        print_families(found)
+
+
+@app.command("up", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def up(context: typer.Context) -> None:
+    """Run broker, API and workers on this machine. `ferry up --help` lists its options."""
+    from .local import worker_command
+
+    command = worker_command("up", *context.args)
+    os.execv(command[0], command)  # noqa: S606  # our own command, and no shell
+
+
+def _convert(spec: JobSpec, *, local: bool, jobs: int, plan: bool, no_wait: bool, server: str | None) -> None:
+    if plan:
+        _print(_plan(spec, local=local, server=server))
+    elif no_wait and not local:
+        _submit(spec, server)
+    else:
+        _finish(_run(spec, local=local, jobs=jobs, server=server))
+
+
+def _plan(spec: JobSpec, *, local: bool, server: str | None) -> dict[str, Any]:
+    from ..client import Client
+    from .local import plan_local
+
+    if local:
+        return plan_local(spec)
+    with Client(server or server_url()) as client:
+        return client.plan(spec)
+
+
+def _submit(spec: JobSpec, server: str | None) -> None:
+    from ..client import Client
+
+    with Client(server or server_url()) as client:
+        sys.stdout.write(f"{client.submit(spec).id}\n")
+
+
+def _run(spec: JobSpec, *, local: bool, jobs: int, server: str | None) -> ConfigResult | CheckpointResult:
+    from ..client import Client
+    from .local import run_local
+    from .progress import showing
+    from .remote import run_remote
+
+    with showing(spec.kind) as show:
+        if local:
+            return run_local(spec, jobs, show)
+        with Client(server or server_url()) as client:
+            return run_remote(client, spec, show)
+
+
+def _finish(result: ConfigResult | CheckpointResult) -> None:
+    from .tables import summary
+
+    match result:
+        case ConfigResult(megatron_config=megatron_config):
+            _print(megatron_config)
+        case CheckpointResult():
+            sys.stdout.write(f"{summary(result)}\n")
+        case _:
+            assert_never(result)
+
+
+def _print(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

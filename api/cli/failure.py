@@ -1,0 +1,35 @@
+"""How a command ends when something is wrong: one block on stderr, one exit code."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TextIO
+
+from worker.jobs.errors import FerryError
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def ending(stream: TextIO) -> Generator[None]:
+    """Turns FerryError into text and an exit code, and Ctrl-C into 130."""
+    try:
+        yield
+    except FerryError as error:
+        stream.write(f"{block(error)}\n")
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)  # `ferry jobs | head` has seen enough.
+
+
+def exit_code(error: FerryError) -> int:
+    """2: mend the request or its input. 1: the surroundings, or Ferry itself."""
+    return 2 if 400 <= error.info.status < 500 else 1
+
+
+def block(error: FerryError) -> str:
+    """The error for a person."""
+    info = error.info
+    return f"ferry: {info.thing}\n  found     {info.found}\n  expected  {info.expected}\n  next      {info.next_step}"

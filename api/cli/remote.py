@@ -1,0 +1,47 @@
+"""The job on a server: submitted, watched until it ends."""
+
+import sys
+
+from worker.jobs.errors import BadInputError, error_from_info
+from worker.jobs.spec import JobSpec
+from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Job, Running, Succeeded
+
+from ..client import Client
+from .progress import Show
+
+
+def run_remote(client: Client, spec: JobSpec, show: Show) -> ConfigResult | CheckpointResult:
+    """Submit and wait. Ctrl-C leaves the job running, and says how to find it."""
+    job = client.submit(spec)
+    try:
+        return result_of(client.wait(job.id, lambda seen: _show(seen, show)))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nThe job goes on: `ferry show {job.id}` shows it, `ferry cancel {job.id}` ends it.\n")
+        raise
+
+
+def result_of(job: Job) -> ConfigResult | CheckpointResult:
+    """An ended job's result; its error, raised."""
+    match job.state:
+        case Succeeded(result=result):
+            return result
+        case Failed(error=error):
+            raise error_from_info(error)
+        case Cancelled():
+            raise BadInputError(
+                "bad_request",
+                f"job {job.id}",
+                found="cancelled",
+                expected="to run to its end",
+                next_step="Submit it again if that was a mistake.",
+            )
+        case _:
+            raise AssertionError(job.state.state)  # wait() returns ended jobs alone
+
+
+def _show(job: Job, show: Show) -> None:
+    match job.state:
+        case Running(progress=progress):
+            show(progress)
+        case _:
+            pass

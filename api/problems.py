@@ -1,0 +1,113 @@
+"""Every error as an RFC 9457 problem document with a stable code, what was found, expected, and the next step."""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from worker.jobs.errors import ErrorInfo, FerryError
+
+MEDIA_TYPE = "application/problem+json"
+_log = logging.getLogger("ferry.api")
+
+
+class Problem(BaseModel):
+    """An error, as every endpoint answers it (RFC 9457)."""
+
+    type: str
+    """`urn:ferry:problem:<code>`"""
+    title: str
+    status: int
+    detail: str
+    code: str
+    thing: str
+    found: str
+    expected: str
+    next_step: str
+    retryable: bool
+
+
+def problem_of(info: ErrorInfo) -> Problem:
+    """The document for an error."""
+    return Problem(
+        type=f"urn:ferry:problem:{info.code}",
+        title=info.code.replace("_", " "),
+        detail=info.message,
+        **info.model_dump(),
+    )
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """No error leaves the API in another form."""
+    app.add_exception_handler(FerryError, _ferry_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def respond(info: ErrorInfo, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response for an error; one that may pass says when to try again."""
+    retry = {"Retry-After": "2"} if info.retryable else {}
+    return JSONResponse(
+        problem_of(info).model_dump(),
+        status_code=info.status,
+        media_type=MEDIA_TYPE,
+        headers={**retry, **(headers or {})},
+    )
+
+
+async def _ferry_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FerryError)  # registered for it
+    return respond(error.info)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # registered for it
+    first = error.errors()[0]
+    place = ".".join(str(step) for step in first["loc"])
+    return respond(
+        ErrorInfo(
+            code="bad_request",
+            thing=f"request: {place}",
+            found=repr(first.get("input"))[:200],
+            expected=str(first["msg"]),
+            next_step="Correct the request; /docs shows its form.",
+            status=422,
+            retryable=False,
+        )
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # registered for it
+    return respond(
+        ErrorInfo(
+            code="bad_request",
+            thing=f"{request.method} {request.url.path}",
+            found=str(error.detail),
+            expected="a path and method of this API",
+            next_step="Look at /docs.",
+            status=error.status_code,
+            retryable=False,
+        ),
+        error.headers,
+    )
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    _log.exception("unforeseen_error", exc_info=error)
+    return respond(
+        ErrorInfo(
+            code="internal",
+            thing=f"{request.method} {request.url.path}",
+            found=type(error).__name__,
+            expected="no unforeseen error",
+            next_step="Report this with the traceback from the API's log.",
+            status=500,
+            retryable=False,
+        )
+    )

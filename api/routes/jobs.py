@@ -1,0 +1,127 @@
+"""Jobs: submit, look, list, cancel."""
+
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from worker.jobs.errors import BadInputError
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobKind, JobRequest, JobSpec
+from worker.jobs.state import TERMINAL, Job, StateName
+from worker.jobs.store import JobFilter
+
+from ..dry_run import plan_of
+from ..job_ids import new_job_id
+from ..problems import MEDIA_TYPE, Problem
+from ..surroundings import Around, Surroundings
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+
+class JobList(BaseModel):
+    """A page, newest first."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+    """Pass it as `cursor` for the next page; null on the last one."""
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's word on the problem documents of an endpoint."""
+    return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
+
+
+@router.post("", summary="Submit a job", status_code=202, response_model=Job, responses=problems(409, 413, 422, 503))
+async def submit(
+    request: Request,
+    body: JobRequest,
+    around: Around,
+    idempotency_key: Key = None,
+    dry_run: Annotated[bool, Query(description="Answer 200 with the plan, and do nothing.")] = False,
+) -> Response:
+    """Accepts a job and answers at once; the job runs on a worker.
+
+    With an `Idempotency-Key`, the same request answers the same job again, however often it is sent.
+    """
+    if dry_run:
+        return JSONResponse(await plan_of(await run_in_threadpool(_resolved, around, body.spec)))
+    job = await run_in_threadpool(_submit, around, body, idempotency_key)
+    location = str(request.url_for("show", job_id=job.id).path)
+    return JSONResponse(
+        job.model_dump(mode="json"), status_code=202, headers={"Location": location, "Retry-After": "1"}
+    )
+
+
+@router.get("", summary="List jobs, newest first", responses=problems(422, 503))
+def list_jobs(
+    around: Around,
+    state: StateName | None = None,
+    kind: JobKind | None = None,
+    label: Annotated[str | None, Query(description="`name:value`")] = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> JobList:
+    page = around.store.list(JobFilter(state=state, kind=kind, label=_label(label)), cursor=cursor, limit=limit)
+    return JobList(jobs=page.jobs, next_cursor=page.next_cursor)
+
+
+@router.get("/{job_id}", summary="Show a job", response_model=Job, responses=problems(404, 503))
+def show(job_id: str, around: Around, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    """With `If-None-Match`, 304 while nothing has changed."""
+    text = around.store.get(job_id).model_dump_json()
+    tag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+    if if_none_match == tag:
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(text, media_type="application/json", headers={"ETag": tag})
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", status_code=202, responses=problems(404, 503))
+def cancel(job_id: str, around: Around, response: Response) -> Job:
+    """A waiting job ends at once, a running one within seconds; an ended one stays as it is (200)."""
+    job = around.store.cancel(job_id)
+    if job.state.state in TERMINAL and job.state.state != "cancelled":
+        response.status_code = 200
+    return job
+
+
+def _submit(around: Surroundings, body: JobRequest, key: str | None) -> Job:
+    # A repeated request must get its job again, although the job's own target stands there by now.
+    known = around.store.find(key, body) if key else None
+    if known is not None:
+        return known
+    target = around.check(body.spec)
+    return around.store.submit(new_job_id(), body, target=str(target) if target else None, idempotency_key=key)
+
+
+def _resolved(around: Surroundings, spec: JobSpec) -> JobSpec:
+    """The spec with paths in place of locations, confined to the roots."""
+    target = around.check(spec)
+    source = str(around.roots.resolve_source(spec.source))
+    match spec:
+        case ConfigSpec():
+            return spec.model_copy(update={"source": source})
+        case ImportSpec():
+            return spec.model_copy(update={"source": source, "target": str(target)})
+        case ExportSpec(hf_config=hf_config):
+            given = str(around.roots.resolve_source(hf_config)) if hf_config else None
+            return spec.model_copy(update={"source": source, "target": str(target), "hf_config": given})
+
+
+def _label(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    name, separator, value = text.partition(":")
+    if not separator:
+        raise BadInputError(
+            "bad_request",
+            "query parameter 'label'",
+            found=repr(text),
+            expected="name:value",
+            next_step="Put a colon between the label's name and its value.",
+        )
+    return name, value

@@ -1,0 +1,48 @@
+"""What the API and the command line are told by their environment: read once, in main, and passed down."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.jobs.errors import BadInputError
+from worker.jobs.locations import parse_roots
+
+DEFAULT_URL = "http://127.0.0.1:8321"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """The HTTP server's settings. The broker's URL also names the job store."""
+
+    broker_url: str
+    roots: Mapping[str, Path]
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "ApiSettings":
+        """BadInputError names the variable that is missing or cannot be read."""
+        found = os.environ if environ is None else environ
+        broker_url = found.get("FERRY_BROKER_URL")
+        if not broker_url:
+            raise _wrong("FERRY_BROKER_URL", "nothing", "redis://..., rediss://... or redis+socket:///...")
+        try:
+            roots = parse_roots(found.get("FERRY_ROOTS", ""))
+        except ValueError as error:
+            raise _wrong("FERRY_ROOTS", repr(found["FERRY_ROOTS"]), str(error)) from error
+        return cls(broker_url=broker_url, roots=roots)
+
+
+def server_url(environ: Mapping[str, str] | None = None) -> str:
+    """Where the command line and the client look for the server."""
+    found = os.environ if environ is None else environ
+    return found.get("FERRY_URL") or DEFAULT_URL
+
+
+def _wrong(name: str, found: str, expected: str) -> BadInputError:
+    return BadInputError(
+        "bad_request",
+        f"environment variable {name}",
+        found=found,
+        expected=expected,
+        next_step="Set it, or let `ferry up` start the API, which sets it.",
+    )

@@ -1,0 +1,31 @@
+"""Fixtures that several rooms of tests share."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from worker.dispatch.embedded_broker import EmbeddedBroker, start_embedded_broker
+
+
+@pytest.fixture(scope="session")
+def shared_broker() -> Iterator[EmbeddedBroker]:
+    """A real Valkey server for the whole run; use `broker`, which empties it first."""
+    data = Path(tempfile.mkdtemp(prefix="ferry-test-"))
+    with (data / "broker.log").open("wb") as log:
+        running = start_embedded_broker(data, log)
+    yield running
+    running.process.kill()
+    running.process.wait()
+    shutil.rmtree(data)
+
+
+@pytest.fixture
+def broker(shared_broker: EmbeddedBroker) -> EmbeddedBroker:
+    """A real, empty Valkey server."""
+    with Redis(unix_socket_path=shared_broker.url.removeprefix("redis+socket://")) as client:
+        client.flushall()
+    return shared_broker

@@ -1,0 +1,60 @@
+"""What the families' tests share: random models, our jobs on them, and Megatron as the judge."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.families.workshop import Workshop
+from tests.megatron.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """Random models and our jobs on them."""
+    folder = tmp_path_factory.mktemp("families")
+    socket = folder / "model-configs"
+    with (folder / "log").open("wb") as log:
+        warm = subprocess.Popen([sys.executable, "-m", "worker", "model-configs", str(socket)], stderr=log)
+    try:
+        yield Workshop(folder, socket)
+    finally:
+        warm.kill()
+        warm.wait()
+
+
+@pytest.fixture(scope="session")
+def megatron() -> Iterator[Ranks]:
+    """One rank with Megatron's local layers."""
+    with closing(Ranks(1)) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def megatron_with_transformer_engine() -> Iterator[Ranks]:
+    """One rank with the layers that trainers use."""
+    with closing(Ranks(1, transformer_engine=True)) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """Two ranks with Megatron's local layers."""
+    with closing(Ranks(2)) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[Ranks]:
+    """Four ranks with Megatron's local layers."""
+    with closing(Ranks(4)) as ranks:
+        yield ranks
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where a job may write."""
+    return tmp_path / "target"

@@ -1,0 +1,44 @@
+"""Megatron's training program starts from our import when it is given `--load` and nothing more."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.families.random_llama import BY_NAME, logits
+from tests.families.test_llama_logits import TOLERANCE, difference
+from tests.families.workshop import Workshop
+from tests.megatron.ranks import Ranks
+from worker.jobs.spec import ImportSpec
+
+VARIANT = BY_NAME["llama3"]
+
+
+def test_load_checkpoint_finds_the_release(workshop: Workshop, megatron: Ranks) -> None:
+    root = workshop.imported(VARIANT)
+
+    [(iteration, ours)] = megatron.run("training:logits_after_load", root=root, tokens=VARIANT.tokens)
+
+    assert iteration == 0
+    assert difference(ours, logits(workshop.source(VARIANT), VARIANT.tokens).numpy()) < TOLERANCE
+
+
+def test_load_checkpoint_goes_on_from_an_iteration(workshop: Workshop, megatron: Ranks, target: Path) -> None:
+    workshop.run(ImportSpec(source=str(workshop.source(VARIANT)), target=str(target), iteration=7))
+
+    # Megatron saves random states with every iteration; a conversion has none.
+    [(iteration, ours)] = megatron.run(
+        "training:logits_after_load", root=target, tokens=VARIANT.tokens, options=("--no-load-rng",)
+    )
+
+    assert iteration == 7
+    assert difference(ours, logits(workshop.source(VARIANT), VARIANT.tokens).numpy()) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_load_checkpoint_finds_the_release_at_tp_2(workshop: Workshop, two_ranks: Ranks) -> None:
+    root = workshop.imported(VARIANT)
+
+    answers = two_ranks.run("training:logits_after_load", root=root, tokens=VARIANT.tokens, tp_size=2)
+
+    for _, ours in answers:
+        assert difference(ours, logits(workshop.source(VARIANT), VARIANT.tokens).numpy()) < TOLERANCE

@@ -1,0 +1,56 @@
+"""Random models and what our jobs make of them, each made once a session; jobs run in this process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worker.handlers.context import JobContext, Prepared
+from worker.handlers.model_configs import WarmModelConfigs
+from worker.handlers.run import run
+from worker.jobs.locations import LocalPaths
+from worker.jobs.spec import ExportSpec, ImportSpec
+
+from .random_llama import Variant, write
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Sources, imports and exports under `folder`; configs are built by the warm process at `socket`."""
+
+    folder: Path
+    socket: Path
+    _made: set[Path] = field(default_factory=set[Path], init=False)
+
+    def source(self, variant: Variant) -> Path:
+        """The HF checkpoint."""
+        return self._once(self.folder / variant.name / "hf", lambda path: write(variant, path))
+
+    def imported(self, variant: Variant) -> Path:
+        """Our import of it."""
+        source = self.source(variant)
+        return self._once(
+            self.folder / variant.name / "mcore",
+            lambda path: self.run(ImportSpec(source=str(source), target=str(path))),
+        )
+
+    def run(self, spec: ImportSpec | ExportSpec) -> None:
+        """Do a job and publish its output."""
+        outcome = run(spec, self._context())
+        assert isinstance(outcome, Prepared)
+        outcome.staged.publish()
+
+    def _once(self, path: Path, make: Callable[[Path], None]) -> Path:
+        if path not in self._made:
+            path.parent.mkdir(exist_ok=True)
+            make(path)
+            self._made.add(path)
+        return path
+
+    def _context(self) -> JobContext:
+        return JobContext(
+            locations=LocalPaths(),
+            job_id="job",
+            staging_suffix="test",
+            report=lambda _: None,
+            model_configs=WarmModelConfigs(self.socket),
+        )

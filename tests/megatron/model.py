@@ -1,0 +1,80 @@
+"""On a rank: a model built from an import's `model_config.json`, its weights loaded by Megatron, its logits."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training.models.gpt import GPTModelBuilder
+from torch import distributed
+
+from worker.integration import for_this_host, load_model_config
+
+from .cpu import megatron_on
+
+
+def logits(root: Path, tokens: list[list[int]], tp_size: int = 1, pp_size: int = 1) -> np.ndarray | None:
+    """[batch, length, vocabulary, padding included] of the checkpoint at `root`; None but on the last stage."""
+    with megatron_on("cpu"), torch.no_grad():
+        model = build(root, tp_size, pp_size, torch.float32)
+        load(model, root)
+        answer = forward(model, torch.tensor(tokens))
+    return None if answer is None else answer.numpy()
+
+
+def set_parallelism(tp_size: int, pp_size: int) -> None:
+    """Make Megatron's groups over the ranks that there are."""
+    sizes = (parallel_state.get_tensor_model_parallel_world_size, parallel_state.get_pipeline_model_parallel_world_size)
+    if parallel_state.model_parallel_is_initialized():
+        if tuple(size() for size in sizes) == (tp_size, pp_size):
+            return
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tp_size, pp_size)
+
+
+def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = None) -> GPTModel:
+    """This rank's part of the model, with random weights, in `dtype` or the config's own."""
+    set_parallelism(tp_size, pp_size)
+    config = for_this_host(load_model_config(root))
+    config.parallel_output = False
+    transformer = config.transformer
+    transformer.tensor_model_parallel_size = tp_size
+    transformer.pipeline_model_parallel_size = pp_size
+    transformer.params_dtype = transformer.pipeline_dtype = dtype or transformer.params_dtype
+    transformer.bf16 = transformer.params_dtype is torch.bfloat16
+    config.finalize()
+    model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
+    # Training wraps the model in Float16Module, which does the same: the local norms are made in fp32.
+    return model.to(transformer.params_dtype).eval()
+
+
+def checkpoint_folder(root: Path) -> Path:
+    """The folder that the tracker file names, as Megatron's loader finds it."""
+    tracker = (root / "latest_checkpointed_iteration.txt").read_text().strip()
+    return root / (tracker if tracker == "release" else f"iter_{int(tracker):07d}")
+
+
+def load(model: GPTModel, root: Path) -> None:
+    """Megatron's own load, with its default strictness; every parameter and buffer must be there."""
+    folder = checkpoint_folder(root)
+    metadata = dist_checkpointing.load_content_metadata(str(folder))
+    state = {"model": model.sharded_state_dict(metadata=metadata)}
+    loaded = dist_checkpointing.load(state, str(folder))
+    assert isinstance(loaded, dict)  # a tuple only where a strictness is asked for that reports keys
+    model.load_state_dict(loaded["model"], strict=True)
+
+
+def forward(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Logits on the last pipeline stage; the others hand their hidden states on."""
+    batch, length = tokens.shape
+    if not model.pre_process:
+        hidden = torch.empty(length, batch, model.config.hidden_size)
+        distributed.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
+        model.set_input_tensor(hidden)
+    answer = model(tokens, torch.arange(length).expand_as(tokens), None)
+    if model.post_process:
+        return answer
+    distributed.send(answer.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
+    return None

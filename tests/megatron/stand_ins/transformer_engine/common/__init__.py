@@ -1,0 +1,5 @@
+"""Stand-in for `transformer_engine.common`."""
+
+from . import recipe
+
+__all__ = ["recipe"]

@@ -1,0 +1,59 @@
+"""What an attempt tells the process that watches it: JSON lines over a pipe, the last one being its end."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from ..jobs.errors import ErrorInfo
+from ..jobs.state import CheckpointResult, ConfigResult, Progress
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Moved(_Line):
+    """Progress was made."""
+
+    line: Literal["moved"] = "moved"
+    progress: Progress
+
+
+class Answered(_Line):
+    """The end of a job that leaves no files."""
+
+    line: Literal["answered"] = "answered"
+    result: ConfigResult
+
+
+class Staged(_Line):
+    """A whole, synced folder beside its target, for the watching process to publish."""
+
+    line: Literal["staged"] = "staged"
+    folder: Path
+    target: Path
+    result: CheckpointResult
+
+
+class Raised(_Line):
+    """An error ended the attempt."""
+
+    line: Literal["raised"] = "raised"
+    error: ErrorInfo
+
+
+End = Answered | Staged | Raised
+Line = Annotated[Moved | End, Field(discriminator="line")]
+
+_LINE: TypeAdapter[Line] = TypeAdapter(Line)
+
+
+def encode(line: Moved | End) -> bytes:
+    """The line with its newline."""
+    return line.model_dump_json().encode() + b"\n"
+
+
+def decode(text: bytes) -> Moved | End:
+    """The line that `encode` wrote."""
+    return _LINE.validate_json(text)

@@ -1,0 +1,72 @@
+"""What an attempt does: run the job's handler, tell its progress, and turn whatever it raises into its end."""
+
+import os
+import traceback
+from pathlib import Path
+
+from ..handlers.context import Answer, JobContext, Prepared
+from ..handlers.model_configs import WarmModelConfigs
+from ..handlers.run import run
+from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_os
+from ..jobs.locations import Roots
+from ..jobs.state import Progress
+from ..jobs.store import Claim
+from ..settings import WorkerSettings
+from .attempt_lines import Answered, End, Moved, Raised, Staged, encode
+
+
+def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling: int) -> None:
+    """Run the job, from claim to its end, and tell everything on the descriptor `telling`."""
+
+    def report(progress: Progress) -> None:
+        os.write(telling, encode(Moved(progress=progress)))
+
+    context = JobContext(
+        locations=Roots(settings.roots),
+        job_id=claim.job.id,
+        staging_suffix=f"{claim.job.id}-{claim.fence}",
+        report=report,
+        model_configs=WarmModelConfigs(model_configs),
+        copy_processes=settings.copy_processes,
+        io_bytes_per_second=settings.io_bytes_per_second,
+    )
+    with os.fdopen(telling, "wb", closefd=False) as out:
+        out.write(encode(_end(claim, context)))
+
+
+def _end(claim: Claim, context: JobContext) -> End:
+    try:
+        match run(claim.job.request.spec, context):
+            case Answer(result=result):
+                return Answered(result=result)
+            case Prepared(staged=staged, result=result):
+                return Staged(folder=staged.path, target=staged.target, result=result)
+    except FerryError as error:
+        return Raised(error=error.info)
+    except OSError as error:
+        return Raised(error=error_from_os(error).info)
+    except MemoryError:
+        return Raised(error=_out_of_memory())
+    except BaseException as error:  # PyTorch's CheckpointException is no Exception.
+        traceback.print_exc()
+        return Raised(error=_bug(error))
+
+
+def _out_of_memory() -> ErrorInfo:
+    return TransientError(
+        "out_of_memory",
+        "the attempt",
+        found="no memory left for it",
+        expected="room for its buffers",
+        next_step="It is tried again; if it repeats, run fewer jobs or copy processes on this machine.",
+    ).info
+
+
+def _bug(error: BaseException) -> ErrorInfo:
+    return InternalError(
+        "internal",
+        "this job",
+        found=f"{type(error).__name__}: {error}",
+        expected="no unforeseen error",
+        next_step="Report this with the traceback from the worker's log.",
+    ).info

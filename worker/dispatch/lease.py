@@ -1,0 +1,59 @@
+"""A claim kept alive: renewed on the store's clock, and given up on our own once it must be over."""
+
+import time
+from dataclasses import dataclass, field
+
+from ..jobs.errors import UnavailableError
+from ..jobs.state import Progress
+from ..jobs.store import Claim, JobStore, Outcome, Verdict
+
+_ASK_AGAIN_SECONDS = 0.2
+_SETTLE_SECONDS = 60.0
+"""Then the outcome is left to the next claim, which adopts a published output."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """The right to work on a job. Time without an answer counts as time of the lease."""
+
+    store: JobStore
+    claim: Claim
+    seconds: float
+    _renewed: float = field(default_factory=time.monotonic, init=False)
+
+    def renew(self, progress: Progress) -> Verdict:
+        """One heartbeat. A store that does not answer means to go on until the lease is over."""
+        try:
+            return self._heartbeat(progress)
+        except UnavailableError:
+            return "fenced" if self._over() else "go_on"
+
+    def confirm(self, progress: Progress) -> Verdict:
+        """A heartbeat that the store answered: before something is done that cannot be undone."""
+        while True:
+            try:
+                return self._heartbeat(progress)
+            except UnavailableError:
+                if self._over():
+                    return "fenced"
+                time.sleep(_ASK_AGAIN_SECONDS)
+
+    def settle(self, outcome: Outcome) -> bool:
+        """Write the outcome, with patience for a store that restarts. False where the claim is stale."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            try:
+                return self.store.settle(self.claim, outcome)
+            except UnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_ASK_AGAIN_SECONDS)
+
+    def _heartbeat(self, progress: Progress) -> Verdict:
+        asked = time.monotonic()
+        verdict = self.store.heartbeat(self.claim, progress, lease_seconds=self.seconds)
+        self._renewed = asked
+        return verdict
+
+    def _over(self) -> bool:
+        return time.monotonic() - self._renewed > self.seconds

@@ -1,0 +1,40 @@
+"""Clearing away the partial folders that attempts left beside their targets."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ..checkpoints.publish import partial_folders
+from ..jobs.errors import FerryError
+from ..jobs.locations import Locations
+from ..jobs.spec import target_of
+from ..jobs.state import Job, Running
+from ..jobs.store import Claim
+
+
+def target_path(job: Job, locations: Locations) -> Path | None:
+    """Where the job's output goes, if it leaves any. BadInputError where this worker may not write there."""
+    location = target_of(job.request.spec)
+    return None if location is None else locations.resolve(location)
+
+
+def clear_lost_attempts(job: Job, locations: Locations) -> None:
+    """Remove what all attempts but a running one left. They were fenced off: none of them can publish any more."""
+    last = job.attempts - 1 if isinstance(job.state, Running) else job.attempts
+    _clear(job, locations, lambda fence: fence <= last)
+
+
+def clear_attempt(claim: Claim, locations: Locations) -> None:
+    """Remove what this attempt left; nobody else uses its number."""
+    _clear(claim.job, locations, lambda fence: fence == claim.fence)
+
+
+def _clear(job: Job, locations: Locations, which: Callable[[int], bool]) -> None:
+    try:
+        target = target_path(job, locations)
+    except FerryError:
+        return  # Another worker's root: nothing of it is here.
+    for folder in partial_folders(target, job.id) if target else ():
+        fence = folder.name.rpartition("-")[2]
+        if fence.isdecimal() and which(int(fence)):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,70 @@
+"""Watching an attempt: its progress goes to the store, the store's verdict decides whether it may go on."""
+
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal
+
+from ..jobs.state import Progress
+from .attempt import Attempt
+from .attempt_lines import End, Moved
+from .lease import Lease
+
+_LISTEN_SECONDS = 0.1
+_BEAT_SECONDS = 0.25
+"""Progress is seen, and a cancel heard, at least twice a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """It ended without a word: killed, or crashed in a way that Python cannot catch."""
+
+    exit_code: int
+
+
+Told = Literal["cancel", "fenced", "leaving"]
+"""Why a running attempt must stop: the user asked; the job is another's; this worker goes away."""
+
+
+def watch(attempt: Attempt, lease: Lease, leaving: Callable[[], bool]) -> End | Died | Told:
+    """Wait for the attempt's end, or for a reason to end it."""
+    progress, next_beat = Progress(), time.monotonic()
+    while True:
+        code = attempt.exit_code()  # before the last look at the pipe, so that no word is missed
+        for line in attempt.lines(wait_seconds=0 if code is not None else _LISTEN_SECONDS):
+            if not isinstance(line, Moved):
+                return line
+            progress = line.progress
+        if code is not None:
+            return Died(code)
+        if leaving():
+            return "leaving"
+        if time.monotonic() >= next_beat:
+            verdict = lease.renew(progress)
+            if verdict != "go_on":
+                return verdict
+            next_beat = time.monotonic() + min(_BEAT_SECONDS, lease.seconds / 3)
+
+
+@contextmanager
+def asked_to_leave() -> Generator[Callable[[], bool]]:
+    """Whether this pool process was told to end (Celery's way to cancel what runs after its grace), as a question.
+
+    Celery's own handler would raise SystemExit in the middle of whatever runs.
+    """
+    asked = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    numbers = (signal.SIGTERM, signal.SIGQUIT)
+    earlier = [signal.signal(number, remember) for number in numbers]
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)

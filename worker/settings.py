@@ -1,0 +1,102 @@
+"""What a worker is told by its environment: read once, in main, and passed down."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .jobs.errors import BadInputError
+from .jobs.locations import parse_roots
+
+_COPY_PROCESSES_AT_MOST = 4
+"""More help only where the storage is faster than most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """One for each process that `python -m worker` starts."""
+
+    data: Path
+    """Holds the embedded broker's files, logs and sockets."""
+    broker_url: str | None
+    """None: the embedded broker under `data`."""
+    roots: Mapping[str, Path]
+    model_configs: Path | None
+    """Socket of a warm process for Megatron's config classes that is there already; None: the worker starts its own."""
+    copy_processes: int
+    io_bytes_per_second: int | None
+    lease_seconds: float
+    grace_seconds: float
+    """How long a worker that is asked to stop lets its job go on before it returns the job to the queue."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "WorkerSettings":
+        """BadInputError names the variable that cannot be read."""
+        found = os.environ if environ is None else environ
+        return cls(
+            data=_read(found, "FERRY_DATA", _path, Path.home() / ".ferry"),
+            broker_url=_read(found, "FERRY_BROKER_URL", str, None),
+            roots=_read(found, "FERRY_ROOTS", parse_roots, {}),
+            model_configs=_read(found, "FERRY_MODEL_CONFIGS", _path, None),
+            copy_processes=_read(found, "FERRY_COPY_PROCESSES", _count, _default_copy_processes()),
+            io_bytes_per_second=_read(found, "FERRY_IO_BYTES_PER_SECOND", _count, None),
+            lease_seconds=_read(found, "FERRY_LEASE_SECONDS", _lease_seconds, 15.0),
+            # Below the 30 s that Kubernetes leaves to a pod, so that the job is back in the queue by then.
+            grace_seconds=_read(found, "FERRY_GRACE_SECONDS", _seconds, 20.0),
+        )
+
+
+def child_environment(changes: Mapping[str, str], *, unless_set: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment, changed: what a service's processes are started with."""
+    return {**unless_set, **os.environ, **changes}
+
+
+def stop_softly_on_sigterm() -> None:
+    """Before Celery is imported: it reads this once. Without it, SIGTERM waits for a running job without end."""
+    os.environ["REMAP_SIGTERM"] = "SIGQUIT"
+
+
+def _read[T](environ: Mapping[str, str], name: str, parse: Callable[[str], T], default: T) -> T:
+    text = environ.get(name)
+    if not text:
+        return default
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise BadInputError(
+            "bad_request",
+            f"environment variable {name}",
+            found=repr(text),
+            expected=str(error),
+            next_step="Correct or unset it.",
+        ) from error
+
+
+def _default_copy_processes() -> int:
+    return min(os.cpu_count() or 1, _COPY_PROCESSES_AT_MOST)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError("a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("a number of seconds")
+    return seconds
+
+
+def _lease_seconds(text: str) -> float:
+    if _seconds(text) < 1:
+        raise ValueError("a second or more: heartbeats need time")
+    return _seconds(text)

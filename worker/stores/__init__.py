@@ -1,0 +1,1 @@
+"""Job stores that outlive a process."""

@@ -1,0 +1,3 @@
+-- A job's record, empty where there is none.
+
+return record(given.id)

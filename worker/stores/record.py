@@ -1,0 +1,87 @@
+"""A job's record in Redis: a hash of flat fields, its parts in JSON, times in milliseconds of the server's clock."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from ..jobs.spec import JobRequest
+from ..jobs.state import SCHEMA_VERSION, Job, JobState
+from ..jobs.store import JobFilter, Limits
+
+_STATE: TypeAdapter[JobState] = TypeAdapter(JobState)
+
+ALL_JOBS = "ferry:jobs"
+
+
+def new_fields(request: JobRequest, limits: Limits) -> dict[str, object]:
+    """What a new record says beside its id, place and times. The caps stay with the job, whoever runs it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "request": request.model_dump_json(),
+        "attempts": 0,
+        "max_failures": limits.failures,
+        "max_losses": limits.losses,
+        "retry_delay_ms": round(limits.retry_delay_seconds * 1000),
+    }
+
+
+def job_of(flat: Sequence[str]) -> Job:
+    """The job in a record as HGETALL answers it: field, value, field, value."""
+    fields = _fields(flat)
+    return Job(
+        schema_version=int(fields["schema_version"]),
+        id=fields["id"],
+        request=JobRequest.model_validate_json(fields["request"]),
+        state=_STATE.validate_python(dict(_state_fields(fields))),
+        attempts=int(fields["attempts"]),
+        created_at=_seconds(fields["created_at"]),
+        updated_at=_seconds(fields["updated_at"]),
+    )
+
+
+def indexes_of(request: JobRequest) -> list[str]:
+    """The sorted sets, beside that of its state, in which a job stands from its first moment."""
+    return [_kind_index(request.spec.kind), *(_label_index(*label) for label in request.labels.items())]
+
+
+def indexes_for(which: JobFilter) -> list[str]:
+    """The sorted sets whose intersection a filter asks for."""
+    indexes = [
+        f"ferry:state:{which.state}" if which.state else None,
+        _kind_index(which.kind) if which.kind else None,
+        _label_index(*which.label) if which.label else None,
+    ]
+    return [index for index in indexes if index] or [ALL_JOBS]
+
+
+def _kind_index(kind: str) -> str:
+    return f"ferry:kind:{kind}"
+
+
+def _label_index(name: str, value: str) -> str:
+    return f"ferry:label:{json.dumps([name, value])}"
+
+
+def _state_fields(fields: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    yield "state", fields["state"]
+    for name in ("not_before", "lease_expires_at"):
+        if name in fields:
+            yield name, _seconds(fields[name])
+    for name in ("last_error", "progress", "result", "error"):
+        if name in fields:
+            yield name, json.loads(fields[name])
+    if fields["state"] == "running":
+        yield "worker_id", fields["worker_id"]
+        yield "attempt", int(fields["attempts"])
+        yield "cancel_requested", "cancel_requested" in fields
+
+
+def _fields(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _seconds(milliseconds: str) -> Any:
+    """Pydantic reads seconds since 1970 as an aware time."""
+    return float(milliseconds) / 1000
