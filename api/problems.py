@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 
 from worker.jobs.errors import ErrorInfo, FerryError
 
+from .body_limit import MAX_BODY_BYTES, BodyTooLongError
+
 MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger("ferry.api")
 
@@ -45,6 +47,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     """No error leaves the API in another form."""
     app.add_exception_handler(FerryError, _ferry_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(BodyTooLongError, _body_too_long)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unforeseen)
 
@@ -77,6 +80,20 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             expected=str(first["msg"]),
             next_step="Correct the request; /docs shows its form.",
             status=422,
+            retryable=False,
+        )
+    )
+
+
+async def _body_too_long(request: Request, error: Exception) -> JSONResponse:
+    return respond(
+        ErrorInfo(
+            code="bad_request",
+            thing="request body",
+            found=f"more than {MAX_BODY_BYTES:,} bytes",
+            expected=f"at most {MAX_BODY_BYTES:,} bytes",
+            next_step="Send a job spec; weights stay on shared storage.",
+            status=413,
             retryable=False,
         )
     )

@@ -24,6 +24,10 @@ def noise(path: Path, size: int) -> bytes:
     return data
 
 
+def unheard(done: int) -> None:
+    pass
+
+
 def target(name: str, *extents: Extent) -> TargetFile:
     return TargetFile(path=name, spans=(Span(offset=0, extents=extents, label="tensor"),))
 
@@ -31,7 +35,7 @@ def target(name: str, *extents: Extent) -> TargetFile:
 def written(tmp_path: Path, *files: TargetFile, processes: int = 1) -> list[bytes]:
     out = tmp_path / "out"
     out.mkdir()
-    write_tensors(files, out, CopyOptions(processes=processes), lambda done: None)
+    write_tensors(files, out, CopyOptions(processes=processes), unheard)
     return [(out / file.path).read_bytes() for file in files]
 
 
@@ -87,7 +91,7 @@ def test_any_number_of_processes_writes_the_same_bytes_and_digests(tmp_path: Pat
     files = (target("a", Run(tmp_path / "source", 0, half)), target("b", Run(tmp_path / "source", half, half)))
     (tmp_path / "out").mkdir()
 
-    result = write_tensors(files, tmp_path / "out", CopyOptions(processes=processes), lambda done: None)
+    result = write_tensors(files, tmp_path / "out", CopyOptions(processes=processes), unheard)
 
     assert (tmp_path / "out" / "a").read_bytes() + (tmp_path / "out" / "b").read_bytes() == data
     assert result.files["a"].digest == fold([xxhash.xxh3_128(data[:half]).hexdigest()])
@@ -101,7 +105,7 @@ def test_a_files_digest_can_be_taken_again_from_its_segments(tmp_path: Path) -> 
     )
     (tmp_path / "out").mkdir()
 
-    result = write_tensors((TargetFile(path="file", spans=spans),), tmp_path / "out", CopyOptions(), lambda done: None)
+    result = write_tensors((TargetFile(path="file", spans=spans),), tmp_path / "out", CopyOptions(), unheard)
 
     read, digests, position = (tmp_path / "out" / "file").read_bytes(), [], 0
     for length, _ in result.files["file"].segments:
@@ -130,7 +134,7 @@ def test_a_limit_on_bytes_per_second_holds(tmp_path: Path) -> None:
     options = CopyOptions(processes=1, io_bytes_per_second=8 * BUFFER_BYTES)
 
     result = write_tensors(
-        (target("file", Run(tmp_path / "source", 0, 4 * BUFFER_BYTES)),), tmp_path / "out", options, lambda done: None
+        (target("file", Run(tmp_path / "source", 0, 4 * BUFFER_BYTES)),), tmp_path / "out", options, unheard
     )
 
     assert result.copy_seconds > 0.4

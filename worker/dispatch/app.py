@@ -25,9 +25,10 @@ def create_app(broker_url: str, run_job: Callable[[str], None], *, grace_seconds
         # The message stays until the job is settled, also where the process that runs it is killed.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        # A slot takes a message only when it is idle; others may be.
-        worker_prefetch_multiplier=1,
+        # A slot takes a message only when it is idle. No prefetch count beside that: kombu 5.7 keeps a message whose
+        # acknowledgement failed (the broker was away) in that count, and a count of 1 is then full for ever.
         worker_disable_prefetch=True,
+        worker_prefetch_multiplier=0,
         worker_concurrency=1,
         # An attempt outlives a restart of the broker; its lease decides.
         worker_cancel_long_running_tasks_on_connection_loss=False,

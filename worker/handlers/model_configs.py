@@ -116,7 +116,7 @@ def import_upstream() -> None:
 
 def _uncompiled(model: Callable[..., Any] | None = None, **options: object) -> Callable[..., Any]:
     """`torch.compile`, as a call or as a decorator with options, leaving the function as it is."""
-    return model if model is not None else lambda function: function
+    return model or _uncompiled
 
 
 def _connect(path: Path) -> socket.socket:

@@ -1,0 +1,267 @@
+"""The HTTP API over an in-memory store: what it accepts, what it answers, how it says no."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.body_limit import MAX_BODY_BYTES
+from api.settings import ApiSettings
+from worker.jobs.errors import UnavailableError
+from worker.jobs.memory_store import MemoryStore
+from worker.jobs.state import Progress
+from worker.jobs.store import Stopped
+
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def app(store: MemoryStore, tmp_path: Path) -> FastAPI:
+    (tmp_path / "hf").mkdir()
+    return create_app(ApiSettings(broker_url="redis://unused", roots={"data": tmp_path}), store)
+
+
+@pytest.fixture
+def http(app: FastAPI) -> TestClient:
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def body(**spec: object) -> dict[str, Any]:
+    return {"spec": {"kind": "import", "source": "data:hf", "target": "data:mcore", **spec}}
+
+
+def test_an_accepted_job_is_answered_with_its_place(http: TestClient) -> None:
+    answer = http.post("/v1/jobs", json=body() | {"labels": {"team": "a"}})
+
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert "retry-after" in answer.headers
+    assert job["state"] == {"state": "queued", "not_before": None, "last_error": None}
+    assert http.get(answer.headers["location"]).json() == job
+
+
+def test_ids_sort_by_time(http: TestClient) -> None:
+    ids = [http.post("/v1/jobs", json=body(target=f"data:out{n}")).json()["id"] for n in range(3)]
+
+    assert len(set(ids)) == 3
+    assert [key[:16] for key in ids] == sorted(key[:16] for key in ids)
+
+
+def test_the_same_key_and_request_answer_the_same_job_even_when_its_target_is_there(
+    http: TestClient, tmp_path: Path
+) -> None:
+    first = http.post("/v1/jobs", json=body(), headers={"Idempotency-Key": "k"}).json()
+    (tmp_path / "mcore").mkdir()
+
+    again = http.post("/v1/jobs", json=body(), headers={"Idempotency-Key": "k"})
+
+    assert (again.status_code, again.json()["id"]) == (202, first["id"])
+
+
+def conflict_of_keys(http: TestClient, folder: Path) -> None:
+    http.post("/v1/jobs", json=body(target="data:one"), headers={"Idempotency-Key": "k"})
+
+
+def reservation(http: TestClient, folder: Path) -> None:
+    http.post("/v1/jobs", json=body(target="data:mcore"))
+
+
+def existing(http: TestClient, folder: Path) -> None:
+    (folder / "mcore").mkdir()
+
+
+def nothing(http: TestClient, folder: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("before", "request_body", "status", "code", "named"),
+    [
+        (nothing, body(kind="unheard"), 422, "bad_request", "spec"),
+        (nothing, body(surprise=1), 422, "bad_request", "surprise"),
+        (nothing, {"spec": {"kind": "import", "source": "data:hf"}}, 422, "bad_request", "target"),
+        (nothing, body(source="data:none"), 422, "missing_file", "data:none"),
+        (nothing, body(source="data:../x"), 422, "bad_location", "data:../x"),
+        (nothing, body(target="/etc/mcore"), 422, "bad_location", "/etc/mcore"),
+        (existing, body(), 409, "target_exists", "mcore"),
+        (reservation, body(target="data:./mcore"), 409, "target_reserved", "mcore"),
+        (conflict_of_keys, body(), 409, "idempotency_mismatch", "k"),
+    ],
+)
+def test_a_request_that_cannot_be_taken_is_a_problem_document(
+    http: TestClient,
+    tmp_path: Path,
+    before: Callable[[TestClient, Path], None],
+    request_body: dict[str, Any],
+    status: int,
+    code: str,
+    named: str,
+) -> None:
+    before(http, tmp_path)
+
+    answer = http.post("/v1/jobs", json=request_body, headers={"Idempotency-Key": "k"})
+
+    problem = answer.json()
+    assert (answer.status_code, problem["status"], problem["code"]) == (status, status, code)
+    assert answer.headers["content-type"] == PROBLEM
+    assert named in problem["thing"]
+    assert all(problem[field] for field in ("type", "title", "detail", "found", "expected", "next_step"))
+
+
+def test_a_reserved_target_names_the_job_that_holds_it(http: TestClient) -> None:
+    first = http.post("/v1/jobs", json=body()).json()["id"]
+
+    assert first in http.post("/v1/jobs", json=body()).json()["found"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/jobs/job_unknown", 404, "job_not_found"),
+        ("POST", "/v1/jobs/job_unknown/cancel", 404, "job_not_found"),
+        ("GET", "/nowhere", 404, "bad_request"),
+        ("DELETE", "/v1/jobs", 405, "bad_request"),
+        ("GET", "/v1/jobs?label=nocolon", 422, "bad_request"),
+        ("GET", "/v1/jobs?cursor=nonsense", 422, "bad_request"),
+        ("GET", "/v1/jobs?limit=0", 422, "bad_request"),
+        ("GET", "/v1/jobs?state=unheard", 422, "bad_request"),
+    ],
+)
+def test_every_no_is_a_problem_document(http: TestClient, method: str, path: str, status: int, code: str) -> None:
+    answer = http.request(method, path)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == PROBLEM
+
+
+def test_a_body_that_is_no_json_is_a_problem_document(http: TestClient) -> None:
+    answer = http.post("/v1/jobs", content=b"{", headers={"Content-Type": "application/json"})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_request")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_too_long_is_refused_whatever_its_declared_length(http: TestClient, declared: bool) -> None:
+    content = b" " * (MAX_BODY_BYTES + 1)
+
+    answer = http.post(
+        "/v1/jobs",
+        content=content if declared else iter([content]),
+        headers={"Content-Type": "application/json"},
+    )
+
+    assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM)
+
+
+class BrokenStore(MemoryStore):
+    def ping(self) -> None:
+        raise UnavailableError("store_unavailable", "the store", found="no", expected="yes", next_step="wait")
+
+    def list(self, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("a bug")
+
+
+def test_an_unforeseen_error_shows_no_traceback(tmp_path: Path) -> None:
+    app = create_app(ApiSettings(broker_url="redis://unused", roots={"data": tmp_path}), BrokenStore())
+
+    answer = TestClient(app, raise_server_exceptions=False).get("/v1/jobs")
+
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "a bug" not in answer.text
+
+
+def test_readiness_follows_the_store(http: TestClient, tmp_path: Path) -> None:
+    app = create_app(ApiSettings(broker_url="redis://unused", roots={"data": tmp_path}), BrokenStore())
+    broken = TestClient(app)
+
+    assert http.get("/v1/health/ready").status_code == 200
+    assert broken.get("/v1/health").status_code == 200
+    answer = broken.get("/v1/health/ready")
+    assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    assert "retry-after" in answer.headers
+
+
+def test_an_unchanged_job_is_not_sent_again(http: TestClient, store: MemoryStore) -> None:
+    job_id = http.post("/v1/jobs", json=body()).json()["id"]
+    tag = http.get(f"/v1/jobs/{job_id}").headers["etag"]
+
+    unchanged = http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": tag})
+    store.claim(job_id, "w", lease_seconds=10)
+    changed = http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": tag})
+
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert changed.status_code == 200
+
+
+def test_progress_is_seen_while_a_job_runs(http: TestClient, store: MemoryStore) -> None:
+    job_id = http.post("/v1/jobs", json=body()).json()["id"]
+    claim = store.claim(job_id, "w", lease_seconds=10)
+    assert claim is not None
+
+    store.heartbeat(claim, Progress(phase="copying", done_bytes=5, total_bytes=10), lease_seconds=10)
+
+    assert http.get(f"/v1/jobs/{job_id}").json()["state"]["progress"] == {
+        "phase": "copying",
+        "done_bytes": 5,
+        "total_bytes": 10,
+    }
+
+
+def test_jobs_are_listed_newest_first_page_by_page(http: TestClient) -> None:
+    ids = [http.post("/v1/jobs", json=body(target=f"data:out{n}")).json()["id"] for n in range(5)]
+
+    first = http.get("/v1/jobs?limit=3").json()
+    rest = http.get(f"/v1/jobs?limit=3&cursor={first['next_cursor']}").json()
+
+    assert [job["id"] for job in first["jobs"] + rest["jobs"]] == ids[::-1]
+    assert rest["next_cursor"] is None
+
+
+def test_jobs_are_filtered_by_state_kind_and_label(http: TestClient) -> None:
+    http.post("/v1/jobs", json=body())
+    labelled = {"spec": {"kind": "config", "source": "data:hf"}, "labels": {"team": "a:b"}}
+    job_id = http.post("/v1/jobs", json=labelled).json()["id"]
+
+    for query in ("kind=config", "label=team:a:b", "kind=config&state=queued"):
+        assert [job["id"] for job in http.get(f"/v1/jobs?{query}").json()["jobs"]] == [job_id]
+    assert http.get("/v1/jobs?state=failed").json()["jobs"] == []
+
+
+def test_cancelling_is_idempotent_and_leaves_ended_jobs_alone(http: TestClient, store: MemoryStore) -> None:
+    waiting, running = (http.post("/v1/jobs", json=body(target=f"data:{n}")).json()["id"] for n in "ab")
+    claim = store.claim(running, "w", lease_seconds=10)
+    assert claim is not None
+
+    answers = [http.post(f"/v1/jobs/{waiting}/cancel") for _ in range(2)]
+    asked = http.post(f"/v1/jobs/{running}/cancel")
+
+    assert [(answer.status_code, answer.json()["state"]["state"]) for answer in answers] == [(202, "cancelled")] * 2
+    assert asked.json()["state"]["cancel_requested"] is True
+    assert store.heartbeat(claim, Progress(), lease_seconds=10) == "cancel"
+    assert store.settle(claim, Stopped())
+
+
+def test_a_dry_run_of_a_bad_source_is_the_problem_the_job_would_have(http: TestClient) -> None:
+    answer = http.post("/v1/jobs?dry_run=true", json=body())
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "missing_file")
+    assert "config.json" in answer.json()["thing"]
+    assert http.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_openapi_names_the_problem_documents(http: TestClient) -> None:
+    schema = http.get("/openapi.json").json()
+
+    submit = schema["paths"]["/v1/jobs"]["post"]
+    assert {"202", "409", "422"} <= set(submit["responses"])
+    assert PROBLEM in submit["responses"]["409"]["content"]

@@ -1,0 +1,101 @@
+"""The `ferry` command without a server: what it says, where it says it, and with which exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from api.cli.locations import as_sent
+from api.cli.sizes import parse_size, show_size
+
+NO_SERVER = "http://127.0.0.1:9"
+
+
+def ferry(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    code = "from api.cli import main; main()"
+    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
+    environment = os.environ | {"FERRY_URL": NO_SERVER}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+
+
+def test_without_arguments_it_shows_its_commands() -> None:
+    shown = ferry("--help").stdout
+
+    for command in ("up", "import", "export", "config", "jobs", "show", "cancel", "families"):
+        assert command in shown
+
+
+def test_families_lists_what_is_supported() -> None:
+    names = [family["name"] for family in json.loads(ferry("families", "--json").stdout)]
+
+    assert names == ["llama", "mistral"]
+    assert "LlamaForCausalLM" in ferry("families").stdout
+
+
+def test_without_a_server_the_error_says_what_to_do() -> None:
+    done = ferry("jobs")
+
+    assert done.returncode == 1
+    assert NO_SERVER in done.stderr
+    assert "ferry up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("import",),
+        ("unheard",),
+        ("import", "a", "b", "--iteration", "-1"),
+        ("export", "a", "b", "--max-shard-bytes", "lots", "--local"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    done = ferry(*arguments)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--plan", "--jobs=1"])
+def test_bad_input_is_one_block_on_stderr_and_exit_code_2(tmp_path: Path, option: str) -> None:
+    done = ferry("import", tmp_path / "nothing", tmp_path / "out", "--local", option)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.split()[0] for line in done.stderr.splitlines()[-4:]] == ["ferry:", "found", "expected", "next"]
+    assert "nothing" in done.stderr
+
+
+def test_a_worker_module_in_the_current_directory_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit('the wrong one')")
+
+    assert ferry("families", "--json", cwd=tmp_path).returncode == 0
+
+
+def test_paths_are_sent_absolute_and_roots_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b").touch()
+
+    assert as_sent("models/x") == str(tmp_path / "models" / "x")
+    assert as_sent("data:models/x") == "data:models/x"
+    assert as_sent("a:b") == str(tmp_path / "a:b")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1000", 1000), ("5GB", 5 * 10**9), ("1.5 MiB", 3 * 2**19), ("7k", 7000), ("2TB", 2 * 10**12)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1", "5XB", "0"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_size(text)
+
+
+def test_sizes_are_shown_short() -> None:
+    assert [show_size(n) for n in (0, 999, 1000, 269_060_552, 3 * 10**12)] == ["0 B", "999 B", "1 kB", "269 MB", "3 TB"]
