@@ -85,6 +85,7 @@ VARIANTS = (
     Variant(name="fractional-theta", changes=_rope("default", 1234.5), control=_rope("default", 1234.0)),
     Variant(name="eps", changes={"rms_norm_eps": 1e-2}, control={"rms_norm_eps": 1e-3}),
     Variant(name="bfloat16", changes={"dtype": "bfloat16"}),
+    Variant(name="float16", changes={"dtype": "float16"}),
     Variant(name="sharded", max_shard_size="40KB"),
     Variant(name="llama3", changes=_LLAMA3, control=_PLAIN),
     Variant(name="llama3-old-spelling", changes=_LLAMA3, control=_PLAIN, old_spelling=True),

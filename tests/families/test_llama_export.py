@@ -126,7 +126,7 @@ def _train(
 ) -> None:
     """A checkpoint that Megatron's training program saves at `root`: its weights are the source's."""
     ranks.run(
-        "saving:save_as_trained",
+        "tests.megatron.saving:save_as_trained",
         root=workshop.imported(variant),
         target=root,
         tp_size=tp_size,

@@ -26,7 +26,7 @@ def test_keys_and_shapes_are_those_of_the_layers_that_trainers_use(
 ) -> None:
     root = workshop.imported(variant)
     [(tensors, objects)] = megatron_with_transformer_engine.run(
-        "inventory:inventory", root=root, transformer_impl="transformer_engine"
+        "tests.megatron.inventory:inventory", root=root, transformer_impl="transformer_engine"
     )
 
     assert written(root) == (tensors, objects | {"common_state/shard_0_1"})
@@ -35,7 +35,7 @@ def test_keys_and_shapes_are_those_of_the_layers_that_trainers_use(
 @variants
 def test_keys_and_shapes_hold_for_megatrons_local_layers(workshop: Workshop, megatron: Ranks, variant: Variant) -> None:
     root = workshop.imported(variant)
-    [(tensors, objects)] = megatron.run("inventory:inventory", root=root, transformer_impl="local")
+    [(tensors, objects)] = megatron.run("tests.megatron.inventory:inventory", root=root, transformer_impl="local")
 
     our_tensors, our_objects = written(root)
 

@@ -38,7 +38,7 @@ def test_what_a_variant_is_about_shows_in_the_logits(
 def test_megatrons_local_layers_give_hfs_logits(
     workshop: Workshop, megatron: Ranks, variant: Variant, reference: np.ndarray
 ) -> None:
-    [ours] = megatron.run("model:logits", root=workshop.imported(variant), tokens=variant.tokens)
+    [ours] = megatron.run("tests.megatron.model:logits", root=workshop.imported(variant), tokens=variant.tokens)
 
     assert difference(ours, reference) < TOLERANCE
 
@@ -49,7 +49,7 @@ def test_the_layers_that_trainers_use_give_hfs_logits(
 ) -> None:
     root = workshop.imported(variant)
 
-    [ours] = megatron_with_transformer_engine.run("model:logits", root=root, tokens=variant.tokens)
+    [ours] = megatron_with_transformer_engine.run("tests.megatron.model:logits", root=root, tokens=variant.tokens)
 
     assert difference(ours, reference) < TOLERANCE
 
@@ -62,7 +62,9 @@ def test_parallel_ranks_give_hfs_logits(
 ) -> None:
     root = workshop.imported(variant)
 
-    answers = two_ranks.run("model:logits", root=root, tokens=variant.tokens, tp_size=tp_size, pp_size=pp_size)
+    answers = two_ranks.run(
+        "tests.megatron.model:logits", root=root, tokens=variant.tokens, tp_size=tp_size, pp_size=pp_size
+    )
 
     for ours in (answer for answer in answers if answer is not None):
         assert difference(ours, reference) < TOLERANCE

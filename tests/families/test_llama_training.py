@@ -16,7 +16,7 @@ VARIANT = BY_NAME["llama3"]
 def test_load_checkpoint_finds_the_release(workshop: Workshop, megatron: Ranks) -> None:
     root = workshop.imported(VARIANT)
 
-    [(iteration, ours)] = megatron.run("training:logits_after_load", root=root, tokens=VARIANT.tokens)
+    [(iteration, ours)] = megatron.run("tests.megatron.training:logits_after_load", root=root, tokens=VARIANT.tokens)
 
     assert iteration == 0
     assert difference(ours, logits(workshop.source(VARIANT), VARIANT.tokens).numpy()) < TOLERANCE
@@ -27,7 +27,7 @@ def test_load_checkpoint_goes_on_from_an_iteration(workshop: Workshop, megatron:
 
     # Megatron saves random states with every iteration; a conversion has none.
     [(iteration, ours)] = megatron.run(
-        "training:logits_after_load", root=target, tokens=VARIANT.tokens, options=("--no-load-rng",)
+        "tests.megatron.training:logits_after_load", root=target, tokens=VARIANT.tokens, options=("--no-load-rng",)
     )
 
     assert iteration == 7
@@ -38,7 +38,7 @@ def test_load_checkpoint_goes_on_from_an_iteration(workshop: Workshop, megatron:
 def test_load_checkpoint_finds_the_release_at_tp_2(workshop: Workshop, two_ranks: Ranks) -> None:
     root = workshop.imported(VARIANT)
 
-    answers = two_ranks.run("training:logits_after_load", root=root, tokens=VARIANT.tokens, tp_size=2)
+    answers = two_ranks.run("tests.megatron.training:logits_after_load", root=root, tokens=VARIANT.tokens, tp_size=2)
 
     for _, ours in answers:
         assert difference(ours, logits(workshop.source(VARIANT), VARIANT.tokens).numpy()) < TOLERANCE

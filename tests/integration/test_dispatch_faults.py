@@ -27,6 +27,13 @@ def kill(*processes: "psutil.Process | subprocess.Popen[bytes]", number: int = s
         os.kill(process.pid, number)
 
 
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def assert_done_once(farm: "Farm", job: Job) -> None:
     """Succeeded, whole, with nothing beside it, and untouched from now on."""
     assert isinstance(job.state, Succeeded)
@@ -35,7 +42,7 @@ def assert_done_once(farm: "Farm", job: Job) -> None:
     time.sleep(LEASE_SECONDS + 1.5)  # lease over, reaper round over
     assert farm.store.get(job.id) == job
     assert os.stat(farm.target() / "manifest.json") == published
-    assert farm.partials() == []
+    assert partial_folders(farm.target(), job.id) == []
 
 
 @pytest.mark.parametrize("victim", ["attempt", "copier"])
@@ -57,17 +64,15 @@ def test_a_killed_attempt_is_tried_again(farm: "Farm", victim: str) -> None:
 
 
 def test_a_killed_pool_process_takes_its_attempt_along_and_the_job_goes_on_at_once(farm: "Farm") -> None:
-    farm.start_worker(bytes_per_second=SLOW)
+    farm.start_worker(bytes_per_second=SLOW, FERRY_LEASE_SECONDS="60")
     farm.submit()
     farm.until_copying()
     before = farm.processes()
 
     kill(before["pool"][0])
-    killed = time.monotonic()
 
-    farm.until_copying(attempt=2)
-    assert time.monotonic() - killed < LEASE_SECONDS + 2
-    assert not any(process.is_running() for process in [*before["attempt"], *before["copier"]])
+    farm.until_copying(attempt=2)  # Celery looks after its pool every five seconds; the lease is far from over
+    assert not any(lives(process) for process in [*before["attempt"], *before["copier"]])
     job = farm.until_state("succeeded")
     assert job.attempts == 2
     assert_done_once(farm, job)
@@ -82,7 +87,8 @@ def test_a_killed_worker_leaves_no_process_and_no_target_and_another_finishes_th
 
     kill(worker)
 
-    psutil.wait_procs(before, timeout=3)
+    time.sleep(0.5)
+    assert not any(lives(process) for process in before)
     assert not any(farm.processes().values())
     assert not farm.target().exists()
     assert isinstance(farm.store.get("job_1").state, Running)
@@ -118,8 +124,8 @@ def test_an_attempt_stops_when_the_store_is_away_for_longer_than_its_lease(farm:
     farm.broker.process.wait()
 
     attempts = farm.processes()["attempt"]
-    psutil.wait_procs(attempts, timeout=LEASE_SECONDS + 5)
-    assert not any(process.is_running() for process in attempts)
+    time.sleep(LEASE_SECONDS + 3)
+    assert not any(lives(process) for process in attempts)
 
 
 def test_a_frozen_worker_changes_nothing_when_it_thaws(farm: "Farm") -> None:

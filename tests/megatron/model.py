@@ -44,6 +44,7 @@ def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = No
     transformer.pipeline_model_parallel_size = pp_size
     transformer.params_dtype = transformer.pipeline_dtype = dtype or transformer.params_dtype
     transformer.bf16 = transformer.params_dtype is torch.bfloat16
+    transformer.fp16 = transformer.params_dtype is torch.float16
     config.finalize()
     model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
     # Training wraps the model in Float16Module, which does the same: the local norms are made in fp32.

@@ -21,6 +21,31 @@ _SECONDS = 120.0
 """One call, the first one's imports of about 10 s a rank included."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """One process of the pool, our end of its pipe, and what it prints."""
+
+    process: BaseProcess
+    connection: Connection
+    log: Path
+
+    def answer(self, deadline: float) -> Any:
+        """What it answers, or why it does not."""
+        if not self.connection.poll(max(0.0, deadline - time.monotonic())):
+            return RankError(f"{self.process.name} gave no answer within {_SECONDS:.0f} s:\n{self.log.read_text()}")
+        try:
+            return self.connection.recv()
+        except EOFError:
+            self.process.join()
+            return RankError(f"{self.process.name} ended ({self.process.exitcode}):\n{self.log.read_text()}")
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
 @dataclass(slots=True)
 class Ranks:
     """`size` ranks; with `transformer_engine`, Megatron finds its stand-in there. Started by the first call."""
@@ -28,17 +53,16 @@ class Ranks:
     size: int
     transformer_engine: bool = False
     _folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ranks-")), init=False)
-    """The store where ranks meet, and what they print."""
-    _processes: list[tuple[BaseProcess, Connection]] = field(default_factory=list, init=False)
+    _ranks: list[_Rank] = field(default_factory=list[_Rank], init=False)
 
     def run(self, function: str, **arguments: object) -> list[Any]:
-        """What `module:function` of this folder answers on each rank. A rank's error is raised with its traceback."""
-        if not self._processes:
+        """What `module:function` answers on each rank. A rank's error is raised with its traceback."""
+        if not self._ranks:
             self._start()
-        for _, connection in self._processes:
-            connection.send((function, arguments))
+        for rank in self._ranks:
+            rank.connection.send((function, arguments))
         deadline = time.monotonic() + _SECONDS
-        answers = [_answer(process, connection, deadline) for process, connection in self._processes]
+        answers = [rank.answer(deadline) for rank in self._ranks]
         for error in (answer for answer in answers if isinstance(answer, RankError)):
             # The other ranks may wait for this one in a collective for ever.
             self.close()
@@ -47,44 +71,36 @@ class Ranks:
 
     def close(self) -> None:
         """End all ranks."""
-        for process, connection in self._processes:
-            connection.close()
-            process.kill()
-            process.join()
-        self._processes.clear()
+        for rank in self._ranks:
+            rank.close()
+        self._ranks.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._folder.mkdir(exist_ok=True)
-        for rank in range(self.size):
+        for number in range(self.size):
             ours, theirs = context.Pipe()
-            arguments = (rank, self.size, self._folder, theirs, self.transformer_engine)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+            arguments = (number, self.size, self._folder, theirs, self.transformer_engine)
+            process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank {number} of {self.size}")
             process.start()
             theirs.close()
-            self._processes.append((process, ours))
+            self._ranks.append(_Rank(process, ours, _log(self._folder, number)))
 
 
 class RankError(Exception):
     """What went wrong on one rank."""
 
 
-def _answer(process: BaseProcess, connection: Connection, deadline: float) -> Any:
-    if not connection.poll(max(0.0, deadline - time.monotonic())):
-        return RankError(f"{process.name} gave no answer within {_SECONDS:.0f} s")
-    try:
-        return connection.recv()
-    except EOFError:
-        process.join()
-        return RankError(f"{process.name} ended with exit code {process.exitcode}")
+def _log(folder: Path, number: int) -> Path:
+    return folder / f"rank-{number}.log"
 
 
 def _serve(rank: int, size: int, folder: Path, connection: Connection, transformer_engine: bool) -> None:
     """The life of a rank: join the group, then run what is asked for until the pool closes the pipe."""
     if transformer_engine:
         sys.path.insert(0, str(STAND_INS))
-    _print_into(folder / f"rank-{rank}.log")
+    _print_into(_log(folder, rank))
     _join(rank, size, folder / "store")
     while True:
         try:
@@ -121,4 +137,4 @@ def _join(rank: int, size: int, meeting: Path) -> None:
 
 def _named(function: str) -> Callable[..., Any]:
     module, name = function.split(":")
-    return getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    return getattr(importlib.import_module(module), name)

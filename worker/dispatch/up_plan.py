@@ -2,12 +2,14 @@
 
 import argparse
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..jobs.errors import BadInputError
 from ..jobs.locations import parse_root
 from ..settings import WorkerSettings
+from ..stores.connection import redis_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,9 @@ def read_arguments(argv: list[str], settings: WorkerSettings) -> UpPlan:
     parser.add_argument("--slots", type=int, default=1, help="jobs that run at the same time")
     given = parser.parse_args(argv)
     data = Path(given.data).absolute() if given.data else settings.data
-    roots = _roots(given.root) or settings.roots or _here()
+    roots = _without_commas(_roots(given.root) or settings.roots or _here())
+    if settings.broker_url:
+        redis_url(settings.broker_url)
     settings = replace(settings, data=data, roots=roots)
     return UpPlan(settings=settings, host=given.host, port=given.port, slots=max(1, given.slots))
 
@@ -66,6 +70,20 @@ def _roots(entries: list[str]) -> dict[str, Path]:
             expected=str(error),
             next_step="For example: ferry up --root models=/data/models",
         ) from error
+
+
+def _without_commas(roots: Mapping[str, Path]) -> Mapping[str, Path]:
+    """FERRY_ROOTS, which tells the other processes, has no way to quote one."""
+    for path in roots.values():
+        if "," in str(path):
+            raise BadInputError(
+                "bad_location",
+                f"root {path}",
+                found="a comma in its path",
+                expected="a path without commas",
+                next_step="Name it through a link that has none.",
+            )
+    return roots
 
 
 def _here() -> dict[str, Path]:

@@ -1,0 +1,157 @@
+"""A slot in this process: what it does around an attempt, on a store in memory and real folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from worker.dispatch.partials import clear_lost_attempts
+from worker.dispatch.reaper import reap
+from worker.dispatch.slot import Slot
+from worker.jobs.errors import UnavailableError
+from worker.jobs.locations import Roots
+from worker.jobs.memory_store import MemoryStore
+from worker.jobs.spec import ConfigSpec, ImportSpec, JobRequest
+from worker.jobs.state import CheckpointResult, Failed, Queued, Running, Succeeded, Timings
+from worker.jobs.store import Broken, Claim
+from worker.settings import WorkerSettings
+
+REQUEST = JobRequest(spec=ImportSpec(source="here:nowhere", target="here:out"))
+RESULT = CheckpointResult(
+    kind="import",
+    target="out",
+    tensors=1,
+    bytes=4,
+    plan_digest="d",
+    timings=Timings(plan_seconds=0, copy_seconds=0, finalize_seconds=0),
+)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def slot(store: MemoryStore, tmp_path: Path) -> Slot:
+    settings = WorkerSettings.from_environment({"FERRY_ROOTS": f"here={tmp_path}"})
+    return Slot(store=store, settings=settings, worker_id="w1", model_configs=tmp_path / "nobody.sock")
+
+
+def publish(folder: Path, job_id: str) -> None:
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"job": job_id, "result": RESULT.model_dump()}))
+
+
+def test_an_output_that_a_lost_attempt_published_is_adopted(slot: Slot, store: MemoryStore, tmp_path: Path) -> None:
+    store.submit("job_1", REQUEST)
+    publish(tmp_path / "out", "job_1")
+
+    slot.run_job("job_1")
+
+    assert store.get("job_1").state == Succeeded(result=RESULT)
+
+
+def test_the_output_of_another_job_is_not_adopted(slot: Slot, store: MemoryStore, tmp_path: Path) -> None:
+    store.submit("job_1", REQUEST)
+    publish(tmp_path / "out", "job_10")
+
+    slot.run_job("job_1")
+
+    state = store.get("job_1").state
+    assert isinstance(state, Failed)
+    assert state.error.code == "target_exists"
+
+
+def test_a_target_without_a_manifest_is_not_adopted(slot: Slot, store: MemoryStore, tmp_path: Path) -> None:
+    store.submit("job_1", REQUEST)
+    (tmp_path / "out").mkdir()
+
+    slot.run_job("job_1")
+
+    assert isinstance(store.get("job_1").state, Failed)
+
+
+def test_a_location_that_this_worker_may_not_use_fails_the_job(slot: Slot, store: MemoryStore) -> None:
+    store.submit("job_1", JobRequest(spec=ImportSpec(source="here:a", target="here:../out")))
+
+    slot.run_job("job_1")
+
+    state = store.get("job_1").state
+    assert isinstance(state, Failed)
+    assert state.error.code == "bad_location"
+
+
+def test_a_claim_clears_what_lost_attempts_left_and_nothing_else(
+    slot: Slot, store: MemoryStore, tmp_path: Path
+) -> None:
+    store.submit("job_1", REQUEST)
+    for name in ("out.partial-job_1-0", "out.partial-job_10-0", "out.partial-job_1-x", "other.partial-job_1-0"):
+        (tmp_path / name).mkdir()
+
+    slot.run_job("job_1")
+
+    left = sorted(path.name for path in tmp_path.glob("*.partial-*"))
+    assert left == ["other.partial-job_1-0", "out.partial-job_1-x", "out.partial-job_10-0"]
+
+
+def test_the_folder_of_a_running_attempt_is_left_alone(store: MemoryStore, tmp_path: Path) -> None:
+    store.submit("job_1", REQUEST)
+    for _ in range(2):
+        claim = store.claim("job_1", "w1", lease_seconds=60)
+    assert claim is not None
+    for fence in (1, 2):
+        (tmp_path / f"out.partial-job_1-{fence}").mkdir()
+
+    clear_lost_attempts(store.get("job_1"), Roots({"here": tmp_path}))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial-job_1-2"]
+
+
+def test_reaping_clears_what_the_lost_attempt_left(store: MemoryStore, tmp_path: Path) -> None:
+    store.submit("job_1", REQUEST)
+    store.claim("job_1", "w1", lease_seconds=0)
+    (tmp_path / "out.partial-job_1-1").mkdir()
+
+    reap(store, Roots({"here": tmp_path}))
+
+    assert isinstance(store.get("job_1").state, Queued)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_message_without_work_is_dropped(slot: Slot, store: MemoryStore) -> None:
+    store.submit("job_1", JobRequest(spec=ConfigSpec(source="here:a")))
+    store.claim("job_1", "w2", lease_seconds=60)
+    before = store.get("job_1")
+
+    slot.run_job("job_1")
+
+    assert store.get("job_1") == before
+    assert isinstance(before.state, Running)
+
+
+def test_a_message_of_an_unknown_job_is_dropped(slot: Slot) -> None:
+    slot.run_job("job_nowhere")
+
+
+class AwayStore(MemoryStore):
+    """A store that cannot be reached."""
+
+    def claim(self, job_id: str, worker_id: str, *, lease_seconds: float) -> Claim | None:
+        raise UnavailableError("store_unavailable", "store", found="nothing", expected="an answer", next_step="Wait.")
+
+
+def test_a_message_is_dropped_while_the_store_is_away(slot: Slot) -> None:
+    away = Slot(store=AwayStore(), settings=slot.settings, worker_id="w1", model_configs=slot.model_configs)
+
+    away.run_job("job_1")
+
+
+def test_an_attempt_that_raises_settles_as_broken(slot: Slot, store: MemoryStore) -> None:
+    store.submit("job_1", REQUEST)
+
+    slot.run_job("job_1")
+
+    state = store.get("job_1").state
+    assert isinstance(state, Failed)
+    assert Broken(error=state.error).error.code == "missing_file"

@@ -1,0 +1,66 @@
+"""What a worker reads from its environment, and what it says to nonsense in it."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.jobs.errors import BadInputError
+from worker.settings import WorkerSettings
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    settings = WorkerSettings.from_environment({})
+
+    assert settings.data == Path.home() / ".ferry"
+    assert settings.broker_url is None
+    assert settings.roots == {}
+    assert settings.lease_seconds == 15
+    assert settings.io_bytes_per_second is None
+    assert settings.copy_processes >= 1
+
+
+def test_every_variable_is_read() -> None:
+    settings = WorkerSettings.from_environment(
+        {
+            "FERRY_DATA": "/data/ferry",
+            "FERRY_BROKER_URL": "redis://broker:6379/1",
+            "FERRY_ROOTS": "models=/data/models,out=/data/out",
+            "FERRY_MODEL_CONFIGS": "/run/warm.sock",
+            "FERRY_COPY_PROCESSES": "3",
+            "FERRY_IO_BYTES_PER_SECOND": "1000",
+            "FERRY_LEASE_SECONDS": "2.5",
+            "FERRY_GRACE_SECONDS": "0",
+        }
+    )
+
+    assert settings == WorkerSettings(
+        data=Path("/data/ferry"),
+        broker_url="redis://broker:6379/1",
+        roots={"models": Path("/data/models"), "out": Path("/data/out")},
+        model_configs=Path("/run/warm.sock"),
+        copy_processes=3,
+        io_bytes_per_second=1000,
+        lease_seconds=2.5,
+        grace_seconds=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("FERRY_ROOTS", "/data/models"),
+        ("FERRY_ROOTS", "=/data"),
+        ("FERRY_COPY_PROCESSES", "0"),
+        ("FERRY_COPY_PROCESSES", "many"),
+        ("FERRY_IO_BYTES_PER_SECOND", "-1"),
+        ("FERRY_LEASE_SECONDS", "0"),
+        ("FERRY_LEASE_SECONDS", "nan"),
+        ("FERRY_GRACE_SECONDS", "-1"),
+        ("FERRY_GRACE_SECONDS", "soon"),
+    ],
+)
+def test_nonsense_is_refused_by_its_name(name: str, text: str) -> None:
+    with pytest.raises(BadInputError, match=name) as caught:
+        WorkerSettings.from_environment({name: text})
+
+    assert text in caught.value.info.found
