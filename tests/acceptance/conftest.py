@@ -1,49 +1,57 @@
-"""A real model, and Ferry as its users start it."""
+"""The service as a user starts it, and a real model."""
 
-import subprocess
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ops.smollm2 import cached_smollm2
-from tests.acceptance.service import Service, running, user_environment
+from api.client import Client
+from tests.acceptance.service import Service
 
-SLOW_COPY = str(60 * 10**6)
-"""Bytes a second that make a copy of SmolLM2 last four seconds: time to look, and to kill."""
-
-Ferry = Callable[..., "subprocess.CompletedProcess[str]"]
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as an HF folder, made once for this machine; not to be written to."""
-    return cached_smollm2()
+    """SmolLM2-135M-Instruct as an HF folder; the demo shares it."""
+    sys.path.insert(0, str(PROJECT / "ops"))
+    from smollm2 import make_smollm2
+
+    (PROJECT / "demo-data").mkdir(exist_ok=True)
+    return make_smollm2(PROJECT / "demo-data" / "smollm2-hf")
 
 
-@pytest.fixture(scope="session")
-def service(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service at full speed."""
-    with running(smollm2.parent, tmp_path_factory.mktemp("service")) as service:
-        yield service
+@pytest.fixture
+def make_service() -> Iterator[Callable[..., Service]]:
+    """Services with their own settings, ended and removed after the test."""
+    made: list[Service] = []
+
+    def make(**environment: str) -> Service:
+        folder = Path(tempfile.mkdtemp(prefix="ferry-acceptance-"))
+        (folder / "root").mkdir()
+        service = Service(folder=folder, environment=environment)
+        made.append(service)
+        service.start()
+        return service
+
+    yield make
+    for service in made:
+        service.stop()
+        shutil.rmtree(service.folder)
 
 
-@pytest.fixture(scope="module")
-def slow_service(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose copies last seconds, and whose lost workers are missed soon."""
-    settings = {"FERRY_IO_BYTES_PER_SECOND": SLOW_COPY, "FERRY_LEASE_SECONDS": "2"}
-    with running(smollm2.parent, tmp_path_factory.mktemp("slow-service"), **settings) as service:
-        yield service
+@pytest.fixture
+def clients() -> Iterator[Callable[[Service], Client]]:
+    """Clients that are closed after the test."""
+    made: list[Client] = []
 
+    def make(service: Service) -> Client:
+        made.append(Client(service.url))
+        return made[-1]
 
-@pytest.fixture(scope="session")
-def ferry() -> Ferry:
-    """The installed `ferry` command, without a server unless `server` names one."""
-
-    def run(*arguments: object, server: str = "http://127.0.0.1:9") -> "subprocess.CompletedProcess[str]":
-        command = [Path(sys.executable).with_name("ferry"), *map(str, arguments)]
-        environment = user_environment(FERRY_URL=server)
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-
-    return run
+    yield make
+    for client in made:
+        client.close()

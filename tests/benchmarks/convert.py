@@ -6,6 +6,7 @@
 import argparse
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="convert", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="keep and reuse the checkpoints here (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="where to keep the checkpoint for the next time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="copy processes to try")
     parser.add_argument("--layers", type=int, default=16, help="16 are 1.5 billion parameters")
@@ -80,9 +81,9 @@ def _options() -> argparse.Namespace:
 def _prepare(bench: Bench, size: Size) -> None:
     make(bench.hf, size)
     bench.clear()
-    if not (bench.mcore / "manifest.json").exists():
-        worker_command(bench.specs()["import"], 2)
-        bench.out.rename(bench.mcore)
+    shutil.rmtree(bench.mcore, ignore_errors=True)  # its layout is this version's, or the export tells nothing
+    worker_command(bench.specs()["import"], 2)
+    bench.out.rename(bench.mcore)
 
 
 def _command_legs(bench: Bench, processes: list[int]) -> Iterator[tuple[str, Leg]]:

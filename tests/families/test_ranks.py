@@ -16,7 +16,7 @@ def ranks() -> Iterator[Ranks]:
 
 
 def test_an_error_comes_with_its_traceback(ranks: Ranks) -> None:
-    with pytest.raises(RankError, match="(?s)rank 0 of 2.*Traceback.*No module named 'absent'"):
+    with pytest.raises(RankError, match=r"(?s)rank 0 of 2.*Traceback.*No module named 'absent'"):
         ranks.run("absent:function")
 
 

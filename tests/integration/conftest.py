@@ -21,6 +21,7 @@ from worker.dispatch.embedded_broker import EmbeddedBroker, start_embedded_broke
 from worker.dispatch.tied import tied
 from worker.jobs.spec import ImportSpec, JobRequest
 from worker.jobs.state import Job, Running
+from worker.jobs.store import Limits
 from worker.stores.redis_store import RedisStore
 
 LEASE_SECONDS = 2.0
@@ -115,10 +116,11 @@ class Farm:
     model_configs: Path
     workers: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     jobs: int = 0
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def store(self) -> RedisStore:
-        return RedisStore.from_url(self.broker.url)
+        return RedisStore.from_url(self.broker.url, limits=self.limits)
 
     def start_worker(self, *, bytes_per_second: int | None = None, **environment: str) -> "subprocess.Popen[bytes]":
         """A worker command; `bytes_per_second` makes its copies slow."""

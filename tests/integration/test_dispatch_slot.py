@@ -86,13 +86,15 @@ def test_a_claim_clears_what_lost_attempts_left_and_nothing_else(
     slot: Slot, store: MemoryStore, tmp_path: Path
 ) -> None:
     store.submit("job_1", REQUEST)
-    for name in ("out.partial-job_1-0", "out.partial-job_10-0", "out.partial-job_1-x", "other.partial-job_1-0"):
+    lost = ("out.partial-job_1-0", "out.partial-job_1-0-gone")
+    others = ("other.partial-job_1-0", "out.partial-job_1-x", "out.partial-job_10-0")
+    for name in (*lost, *others):
         (tmp_path / name).mkdir()
 
     slot.run_job("job_1")
 
     left = sorted(path.name for path in tmp_path.glob("*.partial-*"))
-    assert left == ["other.partial-job_1-0", "out.partial-job_1-x", "out.partial-job_10-0"]
+    assert left == sorted(others)
 
 
 def test_the_folder_of_a_running_attempt_is_left_alone(store: MemoryStore, tmp_path: Path) -> None:

@@ -79,9 +79,12 @@ class Up:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
-            ours = process.environ().get("FERRY_DATA") == str(self.data) or str(self.data) in process.cmdline()[1:2]
-            return ours and process.status() != psutil.STATUS_ZOMBIE
-        except (psutil.Error, IndexError):
+            if self.process is not None and process.pid == self.process.pid:
+                return False
+            told = process.environ().get("FERRY_DATA") == str(self.data)
+            names_it = str(self.data) in " ".join(process.cmdline())  # the broker shows its socket, but no environment
+            return (told or names_it) and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
             return False
 
     def wait(self) -> int:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.jobs.spec import ImportSpec
-from worker.jobs.state import Cancelled, CheckpointResult, Failed, Queued, Running, Succeeded
+from worker.jobs.spec import ConfigSpec, ImportSpec, JobRequest
+from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Queued, Running, Succeeded
 from worker.stores.celery_message import QUEUE
 from worker.stores.connection import connect
 
@@ -36,6 +36,19 @@ def test_a_submitted_job_is_done_and_published(farm: "Farm") -> None:
     assert manifest(farm.target())["job"] == "job_1"
     assert job.attempts == 1
     assert farm.partials() == []
+
+
+def test_a_config_job_answers_without_leaving_files(farm: "Farm") -> None:
+    farm.start_worker()
+    before = set(farm.root.iterdir())
+    farm.store.submit("job_1", JobRequest(spec=ConfigSpec(source="here:llama")))
+
+    job = farm.until_state("succeeded")
+
+    assert isinstance(job.state, Succeeded)
+    assert isinstance(job.state.result, ConfigResult)
+    assert job.state.result.megatron_config["transformer"]["num_layers"] == 6
+    assert set(farm.root.iterdir()) == before
 
 
 def test_progress_is_seen_at_least_twice_a_second_while_bytes_move(farm: "Farm") -> None:

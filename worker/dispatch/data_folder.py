@@ -32,7 +32,8 @@ class DataFolder:
 @contextmanager
 def hold(path: Path) -> Generator[DataFolder]:
     """Hold `path`, created where needed. BadInputError names the service that already does."""
-    (path / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # job specs name what may be private
+    (path / "logs").mkdir(exist_ok=True)
     with (path / "service.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoints.publish import partial_folders
@@ -35,6 +36,13 @@ def _clear(job: Job, locations: Locations, which: Callable[[int], bool]) -> None
     except FerryError:
         return  # Another worker's root: nothing of it is here.
     for folder in partial_folders(target, job.id) if target else ():
-        fence = folder.name.rpartition("-")[2]
+        fence, _, gone = folder.name.rpartition(f"{job.id}-")[2].partition("-")
         if fence.isdecimal() and which(int(fence)):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder if gone else folder.with_name(f"{folder.name}-gone"), folder)
+
+
+def _remove(gone: Path, folder: Path) -> None:
+    """Rename first: an attempt that froze just before it published must find nothing, rather than half of its files."""
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..jobs.errors import TransientError
+
 Start = Callable[[], "subprocess.Popen[bytes]"]
 
 _FIRST_PAUSE_SECONDS = 0.1
@@ -60,7 +62,10 @@ class Service:
             return
         self.say(f"{self.name} ended ({_how(code)}); starting it again.")
         self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
-        self._launch()
+        try:
+            self._launch()
+        except TransientError as error:
+            self.say(f"{self.name} cannot be started yet: {error}")
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:

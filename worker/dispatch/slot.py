@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import assert_never
 
 from ..checkpoints.publish import StagedFolder, published_manifest
-from ..jobs.errors import ConflictError, ErrorInfo, FerryError, TransientError, UnavailableError, error_from_os
+from ..jobs.errors import ConflictError, ErrorInfo, FerryError, TransientError, error_from_os
 from ..jobs.locations import Roots
 from ..jobs.state import CheckpointResult, Progress
 from ..jobs.store import Broken, Claim, Done, JobStore, Outcome, Returned, Stopped
@@ -38,12 +38,12 @@ class Slot:
         try:
             claim = self.store.claim(job_id, self.worker_id, lease_seconds=self.settings.lease_seconds)
             if claim is None:
+                log.info("nothing_to_do job=%s", job_id)
                 clear_lost_attempts(self.store.get(job_id), self._roots)
-                log.info("message_dropped job=%s", job_id)
             else:
                 self._work(claim)
-        except UnavailableError as error:
-            log.error("store_unavailable job=%s error=%s", job_id, error)
+        except FerryError as error:
+            log.error("message_dropped job=%s error=%s", job_id, error)
 
     @property
     def _roots(self) -> Roots:
