@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -184,9 +185,11 @@ class Farm:
     def processes(self) -> dict[str, list[psutil.Process]]:
         """What lives on this farm's data folder, by role: workers, their pool processes, attempts and copiers."""
         roles: dict[str, list[psutil.Process]] = {"worker": [], "pool": [], "attempt": [], "copier": []}
-        for process in self._alive():
-            depth = sum(parent in self._alive() for parent in process.parents())
-            roles[list(roles)[min(depth, 3)]].append(process)
+        alive = self._alive()
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                depth = sum(parent in alive for parent in process.parents())
+                roles[list(roles)[min(depth, 3)]].append(process)
         return roles
 
     def _alive(self) -> list[psutil.Process]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from worker.dispatch.attempt import Attempt, Work, kill_descendants, start_attempt
+from worker.dispatch.attempt import Attempt, Work, start_attempt
 from worker.dispatch.attempt_lines import Answered, End, Moved, Raised, encode
 from worker.dispatch.lease import Lease
 from worker.dispatch.watch import Died, Told, asked_to_leave, watch
@@ -172,8 +172,15 @@ def test_an_attempt_that_leaks_an_exception_ends_with_an_exit_code() -> None:
         assert exit_code(attempt) == 1
 
 
-def test_killing_nothing_returns_at_once() -> None:
-    kill_descendants()
+def test_closing_an_attempt_spares_what_was_there_before() -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+    with running(sleep_forever) as attempt:
+        until_told(attempt, 1)
+
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
 
 
 def test_watching_passes_on_progress_and_the_end(claim: tuple[MemoryStore, Claim]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -68,9 +69,10 @@ class Chaos:
         """Freeze one worker with its pool process, but not its attempt; thaw the one frozen before."""
         self.thaw()
         worker = psutil.Process(self.chance.choice(self.workers).pid)
-        self.frozen = [worker, *worker.children()]
-        for process in self.frozen:
-            process.suspend()
+        with suppress(psutil.NoSuchProcess):
+            self.frozen = [worker, *worker.children()]
+            for process in self.frozen:
+                process.suspend()
 
     def kill_broker(self) -> None:
         self.farm.broker.process.kill()
@@ -86,7 +88,8 @@ class Chaos:
 
     def _signal_one(self, role: str, number: int) -> None:
         if found := self.farm.processes()[role]:
-            os.kill(self.chance.choice(found).pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.chance.choice(found).pid, number)
 
     def _replace_worker(self, number: int) -> None:
         self.thaw()

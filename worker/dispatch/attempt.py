@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -28,11 +28,13 @@ _KILL_SECONDS = 4.0
 
 @dataclass(slots=True)
 class Attempt:
-    """A running attempt, seen from the process that forked it; that one has no other children."""
+    """A running attempt, seen from the process that forked it."""
 
     pid: int
     _pipe: int
     _pidfd: int
+    _others: frozenset[int]
+    """Children that the forking process had before: none of ours."""
     _unread: bytes = field(default=b"", init=False)
 
     def lines(self, *, wait_seconds: float) -> list[Moved | End]:
@@ -51,7 +53,7 @@ class Attempt:
 
     def close(self) -> None:
         """Leave nothing of it: neither the process, nor its descendants, nor descriptors."""
-        kill_descendants()
+        kill_descendants(sparing=self._others)
         os.close(self._pipe)
         os.close(self._pidfd)
 
@@ -61,24 +63,27 @@ def start_attempt(work: Work) -> Attempt:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     parent = os.getpid()
+    others = frozenset(child.pid for child in psutil.Process().children())
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         _live(work, writing, parent)
     os.close(writing)
-    return Attempt(pid, reading, os.pidfd_open(pid))
+    return Attempt(pid, reading, os.pidfd_open(pid), others)
 
 
-def kill_descendants() -> None:
-    """SIGKILL to everything that this process started, and everything those started, until none is left."""
+def kill_descendants(*, sparing: Collection[int] = ()) -> None:
+    """SIGKILL to the children of this process but some, and to all that those started, until none is left.
+
+    A process that calls `adopt_orphans` also finds those here whose parent ended before them.
+    """
     deadline = time.monotonic() + _KILL_SECONDS
-    while descendants := psutil.Process().children(recursive=True):
-        for process in descendants:
-            _kill(process.pid)
-        _collect_ended()
+    while children := [child for child in psutil.Process().children() if child.pid not in sparing]:
+        for child in children:
+            _kill_tree(child)
         if time.monotonic() > deadline:
-            log.error("processes_unkillable pids=%s", [process.pid for process in descendants])
+            log.error("processes_unkillable pids=%s", [child.pid for child in children])
             return
         time.sleep(0.005)
 
@@ -126,12 +131,8 @@ def _read_available(descriptor: int) -> bytes:
     return b"".join(pieces)
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _collect_ended() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+def _kill_tree(child: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess, ChildProcessError):
+        for process in (*child.children(recursive=True), child):
+            process.kill()
+        os.waitpid(child.pid, os.WNOHANG)
