@@ -56,7 +56,8 @@ def _run(spec_json: str, options: CopyOptions) -> ConfigResult | CheckpointResul
         job_id=f"local_{uuid.uuid4().hex}",
         staging_suffix=f"local-{os.getpid()}",
         report=lambda progress: _print({"progress": _progress(progress)}),
-        model_configs=BesideModelConfigs(),
+        # Where the copy processes use every core, the imports wait for them.
+        model_configs=BesideModelConfigs(overlap=(os.cpu_count() or 1) > options.processes),
         copy_processes=options.processes,
         io_bytes_per_second=options.io_bytes_per_second,
     )

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,33 @@ def write_checkpoint(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def start(source: Path, target: Path, *options: str, stdout: Any = subprocess.PIPE) -> "subprocess.Popen[str]":
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def command(source: Path, target: Path, *options: str) -> list[str]:
     spec = json.dumps({"kind": "import", "source": str(source), "target": str(target)})
-    command = [sys.executable, "-m", "worker", "run", spec, *options]
-    return subprocess.Popen(command, stdout=stdout, text=True)
+    return [sys.executable, "-m", "worker", "run", spec, *options]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts imports, and ends what is left of them."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: Any, stdout: Any = subprocess.PIPE) -> "subprocess.Popen[str]":
+        started.append(subprocess.Popen(command(*arguments), stdout=stdout, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def run(source: Path, target: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """Exit code and the last line."""
-    process = start(source, target, *options)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, json.loads(output.splitlines()[-1])
+    done = subprocess.run(command(source, target, *options), stdout=subprocess.PIPE, text=True, timeout=300)
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
 
 def anonymous_bytes(process: psutil.Process) -> int:
@@ -89,7 +106,7 @@ def family_of(pid: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_a_tensor_of_twenty_gigabytes_goes_through_in_less_than_400_mib(tmp_path: Path) -> None:
+def test_a_tensor_of_twenty_gigabytes_goes_through_in_less_than_400_mib(tmp_path: Path, start: Start) -> None:
     """No process of the command, the one that builds Megatron's config included, needs more."""
     source = write_checkpoint(tmp_path / "hf", hidden_size=2048, vocab_size=20 * 2**30 // 4096, num_attention_heads=16)
     with (tmp_path / "log").open("w") as log:
@@ -106,7 +123,7 @@ def test_a_tensor_of_twenty_gigabytes_goes_through_in_less_than_400_mib(tmp_path
     assert 0 < peak < 400 * MIB
 
 
-def test_a_killed_import_leaves_no_target_and_no_process(tmp_path: Path) -> None:
+def test_a_killed_import_leaves_no_target_and_no_process(tmp_path: Path, start: Start) -> None:
     source = write_checkpoint(tmp_path / "hf", vocab_size=100_001)
     process = start(source, tmp_path / "mcore", "--io-bytes-per-second", str(2 * MIB))
     wait_for_copying(process)
@@ -120,7 +137,7 @@ def test_a_killed_import_leaves_no_target_and_no_process(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_import_leaves_nothing_at_all(tmp_path: Path, stop: signal.Signals) -> None:
+def test_a_stopped_import_leaves_nothing_at_all(tmp_path: Path, start: Start, stop: signal.Signals) -> None:
     source = write_checkpoint(tmp_path / "hf", vocab_size=100_001)
     process = start(source, tmp_path / "mcore", "--io-bytes-per-second", str(2 * MIB))
     wait_for_copying(process)
@@ -187,7 +204,7 @@ def test_a_source_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert "nothing" in answer["error"]["thing"]
 
 
-def test_a_source_that_changes_while_it_is_read_fails_the_import(tmp_path: Path) -> None:
+def test_a_source_that_changes_while_it_is_read_fails_the_import(tmp_path: Path, start: Start) -> None:
     source = write_checkpoint(tmp_path / "hf", vocab_size=100_001)
     process = start(source, tmp_path / "mcore", "--io-bytes-per-second", str(8 * MIB))
     wait_for_copying(process)

@@ -16,33 +16,45 @@ from typing import IO, Any
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info
 from ..mapping.model_config import MegatronValues, build, to_json_dict
 
-_START_SECONDS = 120.0
-"""Importing upstream's config classes takes 6 to 20 s; a cold disk and a busy machine are allowed for."""
+_START_SECONDS = 600.0
+"""Importing upstream's config classes takes 3 to 10 s; a cold disk and a machine far too busy are allowed for."""
 
 
 @dataclass(slots=True)
 class BesideModelConfigs:
-    """A process of its own, at low priority, for one config: imports and copy overlap."""
+    """A process of its own for one config. `overlap`: it imports while the bytes are copied, at low priority."""
 
+    overlap: bool
+    _request: bytes = field(default=b"", init=False)
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     _log: IO[bytes] = field(default_factory=tempfile.TemporaryFile, init=False)
     """Upstream greets every import with a page of warnings; it is shown only where building failed."""
 
     def start(self, values: MegatronValues) -> None:
-        command = ["nice", sys.executable, "-P", "-m", "worker", "model-config", str(os.getpid())]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
-        assert self._process.stdin is not None  # PIPE
-        self._process.stdin.write(json.dumps(asdict(values)).encode())
-        self._process.stdin.close()
-        self._process.stdin = None
+        self._request = json.dumps(asdict(values)).encode()
+        if self.overlap:
+            self._process = self._launch("nice")
 
     def result(self) -> dict[str, object]:
-        assert self._process is not None  # start() comes first
-        output, _ = self._process.communicate(timeout=_START_SECONDS)
-        if self._process.returncode:
+        process = self._process = self._process or self._launch()
+        try:
+            output, _ = process.communicate(timeout=_START_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise _unreachable(Path("model-config"), f"no answer within {_START_SECONDS:.0f} s") from error
+        if process.returncode:
             self._log.seek(0)
             sys.stderr.write(self._log.read().decode(errors="replace"))
         return _read_answer(output)
+
+    def _launch(self, *prefix: str) -> "subprocess.Popen[bytes]":
+        """The process, with its request written: it is small enough for the pipe."""
+        command = [*prefix, sys.executable, "-P", "-m", "worker", "model-config", str(os.getpid())]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        assert process.stdin is not None  # PIPE
+        process.stdin.write(self._request)
+        process.stdin.close()
+        process.stdin = None
+        return process
 
     def close(self) -> None:
         if self._process is not None:
