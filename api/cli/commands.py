@@ -11,7 +11,9 @@ from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec
 from worker.jobs.state import CheckpointResult, ConfigResult
 
 from ..settings import server_url
+from .failure import reading_arguments
 from .locations import as_sent
+from .places import Here, Place, There
 from .sizes import parse_size
 
 app = typer.Typer(
@@ -27,7 +29,21 @@ Source = Annotated[str, typer.Argument(metavar="SRC", help="A path, or root:path
 Target = Annotated[str, typer.Argument(metavar="DST", help="Where the output will appear; must not exist yet.")]
 Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="Default: FERRY_URL, or this machine.")]
 Local = Annotated[bool, typer.Option("--local", help="Run here, without a server.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Copy processes, with --local.")]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, metavar="N", envvar="FERRY_COPY_PROCESSES", help="Copy processes, with --local."
+    ),
+]
+Rate = Annotated[
+    str | None,
+    typer.Option(
+        "--io-bytes-per-second",
+        metavar="SIZE",
+        envvar="FERRY_IO_BYTES_PER_SECOND",
+        help="The most to move a second, with --local.",
+    ),
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Print the plan as JSON and write nothing.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -51,13 +67,15 @@ def import_(
     ] = None,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
     plan: Plan = False,
     no_wait: NoWait = False,
     server: Server = None,
 ) -> None:
     """Hugging Face folder -> Megatron-Core torch_dist checkpoint."""
-    spec = ImportSpec(source=as_sent(source), target=as_sent(target), iteration=iteration)
-    _convert(spec, local=local, jobs=jobs, plan=plan, no_wait=no_wait, server=server)
+    with reading_arguments():
+        spec = ImportSpec(source=as_sent(source), target=as_sent(target), iteration=iteration)
+    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate), plan=plan, no_wait=no_wait)
 
 
 @app.command("export")
@@ -73,24 +91,28 @@ def export(
     ] = "5GB",
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
     plan: Plan = False,
     no_wait: NoWait = False,
     server: Server = None,
 ) -> None:
     """Megatron-Core torch_dist checkpoint -> Hugging Face folder."""
-    spec = ExportSpec(
-        source=as_sent(source),
-        target=as_sent(target),
-        hf_config=as_sent(hf_config) if hf_config else None,
-        max_shard_bytes=_size(max_shard_bytes),
-    )
-    _convert(spec, local=local, jobs=jobs, plan=plan, no_wait=no_wait, server=server)
+    with reading_arguments():
+        spec = ExportSpec(
+            source=as_sent(source),
+            target=as_sent(target),
+            hf_config=as_sent(hf_config) if hf_config else None,
+            max_shard_bytes=_size(max_shard_bytes),
+        )
+    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate), plan=plan, no_wait=no_wait)
 
 
 @app.command("config")
 def config(source: Source, local: Local = False, server: Server = None) -> None:
     """Print Megatron's GPTModelConfig for a Hugging Face config, as JSON."""
-    _finish(_run(ConfigSpec(source=as_sent(source)), local=local, jobs=1, server=server))
+    with reading_arguments():
+        spec = ConfigSpec(source=as_sent(source))
+    _finish(_run(spec, _place(server, local=local)))
 
 
 @app.command("jobs")
@@ -160,43 +182,65 @@ def up(context: typer.Context) -> None:
     os.execv(command[0], command)  # noqa: S606  # our own command, and no shell
 
 
-def _convert(spec: JobSpec, *, local: bool, jobs: int, plan: bool, no_wait: bool, server: str | None) -> None:
+def _place(server: str | None, *, local: bool, jobs: int = 1, rate: str | None = None) -> Place:
+    if not local:
+        return There(url=server or server_url())
+    if server is not None:
+        raise typer.BadParameter("--local works without a server; give one of --local and --server")
+    return Here(copy_processes=jobs, io_bytes_per_second=_size(rate) if rate else None)
+
+
+def _convert(spec: JobSpec, place: Place, *, plan: bool, no_wait: bool) -> None:
     if plan:
-        _print(_plan(spec, local=local, server=server))
-    elif no_wait and not local:
-        _submit(spec, server)
+        _print(_plan(spec, place))
+    elif no_wait:
+        _submit(spec, place)
     else:
-        _finish(_run(spec, local=local, jobs=jobs, server=server))
+        _finish(_run(spec, place))
 
 
-def _plan(spec: JobSpec, *, local: bool, server: str | None) -> dict[str, Any]:
+def _plan(spec: JobSpec, place: Place) -> dict[str, Any]:
     from ..client import Client
     from .local import plan_local
 
-    if local:
-        return plan_local(spec)
-    with Client(server or server_url()) as client:
-        return client.plan(spec)
+    match place:
+        case Here():
+            return plan_local(spec, place)
+        case There(url=url):
+            with Client(url) as client:
+                return client.plan(spec)
+        case _:
+            assert_never(place)
 
 
-def _submit(spec: JobSpec, server: str | None) -> None:
+def _submit(spec: JobSpec, place: Place) -> None:
     from ..client import Client
 
-    with Client(server or server_url()) as client:
-        sys.stdout.write(f"{client.submit(spec).id}\n")
+    match place:
+        case Here():
+            raise typer.BadParameter("nobody goes on with a job of --local; leave out --no-wait")
+        case There(url=url):
+            with Client(url) as client:
+                sys.stdout.write(f"{client.submit(spec).id}\n")
+        case _:
+            assert_never(place)
 
 
-def _run(spec: JobSpec, *, local: bool, jobs: int, server: str | None) -> ConfigResult | CheckpointResult:
+def _run(spec: JobSpec, place: Place) -> ConfigResult | CheckpointResult:
     from ..client import Client
     from .local import run_local
     from .progress import showing
     from .remote import run_remote
 
-    with showing(spec.kind) as show:
-        if local:
-            return run_local(spec, jobs, show)
-        with Client(server or server_url()) as client:
-            return run_remote(client, spec, show)
+    match place:
+        case Here():
+            with showing(spec.kind) as show:
+                return run_local(spec, place, show)
+        case There(url=url):
+            with Client(url) as client:
+                return run_remote(client, spec)
+        case _:
+            assert_never(place)
 
 
 def _finish(result: ConfigResult | CheckpointResult) -> None:

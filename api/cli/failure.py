@@ -5,7 +5,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TextIO
 
-from worker.jobs.errors import FerryError
+from pydantic import ValidationError
+
+from worker.jobs.errors import BadInputError, FerryError
 
 INTERRUPTED = 130
 
@@ -22,6 +24,22 @@ def ending(stream: TextIO) -> Generator[None]:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)  # `ferry jobs | head` has seen enough.
+
+
+@contextmanager
+def reading_arguments() -> Generator[None]:
+    """An argument that no job spec takes is bad input, as the server would say."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInputError(
+            "bad_request",
+            ".".join(map(str, first["loc"])),
+            found=repr(first["input"])[:200],
+            expected=first["msg"],
+            next_step="Correct the command.",
+        ) from error
 
 
 def exit_code(error: FerryError) -> int:

@@ -1,10 +1,12 @@
 """`--local` and `--plan`: the job in a process of this machine, by `python -m worker`, without server or broker."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -13,8 +15,9 @@ from worker.jobs.errors import ErrorInfo, InternalError, error_from_info
 from worker.jobs.spec import JobSpec
 from worker.jobs.state import CheckpointResult, ConfigResult, Progress, Result
 
+from .places import Here
+
 _RESULT: TypeAdapter[Result] = TypeAdapter(Result)
-_STOP_SECONDS = 10.0
 
 
 def worker_command(*arguments: str) -> list[str]:
@@ -22,15 +25,19 @@ def worker_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "worker", *arguments]
 
 
-def run_local(spec: JobSpec, processes: int, show: Callable[[Progress], None]) -> ConfigResult | CheckpointResult:
+def run_local(spec: JobSpec, here: Here, show: Callable[[Progress], None]) -> ConfigResult | CheckpointResult:
     """Run the job to its end; FerryError as the job fails."""
-    answer = _last_line(worker_command("run", spec.model_dump_json(), "--copy-processes", str(processes)), show)
+    options = ["--copy-processes", str(here.copy_processes)]
+    if here.io_bytes_per_second is not None:
+        options += ["--io-bytes-per-second", str(here.io_bytes_per_second)]
+    answer = _last_line(worker_command("run", spec.model_dump_json(), *options), show)
     return _RESULT.validate_python(answer["result"])
 
 
-def plan_local(spec: JobSpec) -> dict[str, Any]:
+def plan_local(spec: JobSpec, here: Here) -> dict[str, Any]:
     """What the job would do."""
-    return _last_line(worker_command("plan", spec.model_dump_json()), _unseen)["plan"]
+    options = ["--copy-processes", str(here.copy_processes)]
+    return _last_line(worker_command("plan", spec.model_dump_json(), *options), _unseen)["plan"]
 
 
 def families() -> list[dict[str, Any]]:
@@ -40,7 +47,7 @@ def families() -> list[dict[str, Any]]:
 
 def _last_line(command: list[str], show: Callable[[Progress], None]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
-    with _stopped_with_us(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as process:
+    with _started(command) as process:
         for line in process.stdout or ():
             answer = json.loads(line)
             if "progress" in answer:
@@ -57,18 +64,33 @@ def _unseen(progress: Progress) -> None:
 
 
 @contextmanager
-def _stopped_with_us(process: "subprocess.Popen[str]") -> Generator["subprocess.Popen[str]"]:
-    """Ctrl-C reaches the process too, which removes what it wrote; it is given the time for that."""
-    try:
-        with process:
-            yield process
-    except BaseException:
-        process.terminate()
+def _started(command: list[str]) -> Generator["subprocess.Popen[str]"]:
+    """The process, which ends with us.
+
+    In a group of its own Ctrl-C does not reach it. It is asked to stop once, by us, and nothing disturbs it while it
+    removes what it wrote; a second Ctrl-C only ends our waiting for that.
+    """
+    _leave_in_order()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, process_group=0
+    ) as process:
         try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        raise
+            yield process
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+def _leave_in_order() -> None:
+    """Asked to end or left without a terminal, unwind as after Ctrl-C; under nohup, go on."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _died(code: int) -> InternalError:

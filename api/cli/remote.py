@@ -4,19 +4,20 @@ import sys
 
 from worker.jobs.errors import BadInputError, error_from_info
 from worker.jobs.spec import JobSpec
-from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Job, Running, Succeeded
+from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Job, Progress, Running, Succeeded
 
 from ..client import Client
-from .progress import Show
+from .progress import Show, showing
 
 
-def run_remote(client: Client, spec: JobSpec, show: Show) -> ConfigResult | CheckpointResult:
+def run_remote(client: Client, spec: JobSpec) -> ConfigResult | CheckpointResult:
     """Submit and wait. Ctrl-C leaves the job running, and says how to find it."""
     job = client.submit(spec)
     try:
-        return result_of(client.wait(job.id, lambda seen: _show(seen, show)))
+        with showing(spec.kind) as show:
+            return result_of(client.wait(job.id, lambda seen: _show(seen, show)))
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nThe job goes on: `ferry show {job.id}` shows it, `ferry cancel {job.id}` ends it.\n")
+        sys.stderr.write(f"\nThe job goes on.\n  see it  ferry show {job.id}\n  end it  ferry cancel {job.id}\n")
         raise
 
 
@@ -43,5 +44,7 @@ def _show(job: Job, show: Show) -> None:
     match job.state:
         case Running(progress=progress):
             show(progress)
+        case Succeeded(result=CheckpointResult(bytes=total)):
+            show(Progress(phase="finalizing", done_bytes=total, total_bytes=total))
         case _:
             pass

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,19 +17,22 @@ from .sizes import show_size
 
 def print_jobs(jobs: Iterable[Job]) -> None:
     """One line a job."""
-    table = _table("id", "kind", "state", "source", "target", "created")
+    table = _table("id", "kind", "state", "age", "source", "target")
+    now = datetime.now(UTC)
     for job in jobs:
         spec = job.request.spec
-        created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}"
-        table.add_row(job.id, spec.kind, _state(job), spec.source, target_of(spec) or "", created)
+        age = show_age(now - job.created_at)
+        table.add_row(job.id, spec.kind, _state(job), age, _short(spec.source), _short(target_of(spec) or ""))
     _console().print(table)
 
 
 def print_job(job: Job) -> None:
     """All there is to say about one."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
     for name, value in _rows(job):
-        table.add_row(f"[bold]{name}", value)
+        table.add_row(name, value)
     _console().print(table)
 
 
@@ -44,6 +49,20 @@ def summary(result: CheckpointResult) -> str:
     seconds = result.timings.copy_seconds
     rate = f", {show_size(result.bytes / seconds)}/s" if seconds else ""
     return f"{result.target}\n  {result.tensors} tensors, {show_size(result.bytes)} copied in {seconds:.2f} s{rate}"
+
+
+def show_age(age: timedelta) -> str:
+    """A number and a unit."""
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
+        if age.total_seconds() >= seconds:
+            return f"{age.total_seconds() // seconds:.0f}{unit}"
+    return f"{max(0, age.total_seconds()):.0f}s"
+
+
+def _short(location: str) -> str:
+    """As it would be typed here."""
+    path = Path(location)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else location
 
 
 def _rows(job: Job) -> Iterable[tuple[str, str]]:
@@ -81,10 +100,10 @@ def _state(job: Job) -> str:
     match job.state:
         case Running(progress=progress, cancel_requested=cancel_requested):
             if cancel_requested:
-                return "running (being cancelled)"
+                return "cancelling"
             if progress.total_bytes:
                 return f"running {progress.done_bytes / progress.total_bytes:.0%}"
-            return f"running ({progress.phase})"
+            return "running"
         case state:
             return state.state
 
@@ -102,4 +121,5 @@ _FILE_COLUMNS = 400
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    """Plain text in, as it is: a path may hold what rich would read as markup or an emoji's name."""
+    return Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS, markup=False, emoji=False, highlight=False)

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from ..problems import problems
 from ..surroundings import Around
 
 router = APIRouter(prefix="/v1/health", tags=["health"])
@@ -12,7 +13,7 @@ async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready", summary="The job store answers too")
+@router.get("/ready", summary="The job store answers too", responses=problems(503))
 def ready(around: Around) -> dict[str, str]:
     """503 while the store cannot be reached."""
     around.store.ping()

@@ -1,12 +1,11 @@
 """Jobs: submit, look, list, cancel."""
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
 from worker.jobs.errors import BadInputError
 from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobKind, JobRequest, JobSpec
@@ -15,31 +14,22 @@ from worker.jobs.store import JobFilter
 
 from ..dry_run import plan_of
 from ..job_ids import new_job_id
-from ..problems import MEDIA_TYPE, Problem
+from ..job_list import JobList
+from ..problems import problems
 from ..surroundings import Around, Surroundings
+from . import examples
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
-class JobList(BaseModel):
-    """A page, newest first."""
-
-    jobs: tuple[Job, ...]
-    next_cursor: str | None
-    """Pass it as `cursor` for the next page; null on the last one."""
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's word on the problem documents of an endpoint."""
-    return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
-
-
-@router.post("", summary="Submit a job", status_code=202, response_model=Job, responses=problems(409, 413, 422, 503))
+@router.post(
+    "", summary="Submit a job", status_code=202, response_model=Job, responses=problems(409, 413, 415, 422, 503)
+)
 async def submit(
     request: Request,
-    body: JobRequest,
+    body: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
     around: Around,
     idempotency_key: Key = None,
     dry_run: Annotated[bool, Query(description="Answer 200 with the plan, and do nothing.")] = False,
@@ -49,7 +39,9 @@ async def submit(
     With an `Idempotency-Key`, the same request answers the same job again, however often it is sent.
     """
     if dry_run:
-        return JSONResponse(await plan_of(await run_in_threadpool(_resolved, around, body.spec)))
+        spec = await run_in_threadpool(_resolved, around, body.spec)
+        async with around.planning:
+            return JSONResponse(await plan_of(spec))
     job = await run_in_threadpool(_submit, around, body, idempotency_key)
     location = str(request.url_for("show", job_id=job.id).path)
     return JSONResponse(
@@ -75,7 +67,7 @@ def show(job_id: str, around: Around, if_none_match: Annotated[str | None, Heade
     """With `If-None-Match`, 304 while nothing has changed."""
     text = around.store.get(job_id).model_dump_json()
     tag = f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
-    if if_none_match == tag:
+    if tag in (if_none_match or ""):  # among others, or weakened by a proxy
         return Response(status_code=304, headers={"ETag": tag})
     return Response(text, media_type="application/json", headers={"ETag": tag})
 

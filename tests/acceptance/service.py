@@ -48,7 +48,7 @@ class Service:
         command += ["--data", str(self.folder / "service"), "--port", str(self.port)]
         with log.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=self.clean_environment())
-        until(lambda: self.ended() or "Ferry is up." in log.read_text(), seconds=60, what="ferry up")
+        until(lambda: self.ended() or "Ferry is up." in log.read_text(), seconds=120, what="ferry up")
         assert not self.ended(), log.read_text()
         self.port = int(log.read_text().split("http://127.0.0.1:")[1].split()[0])
 

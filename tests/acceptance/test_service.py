@@ -28,10 +28,15 @@ SLOW = {"FERRY_IO_BYTES_PER_SECOND": str(60 * 10**6)}
 
 
 def offer(service: Service, smollm2: Path) -> None:
-    """The model inside the service's root, without a copy."""
-    (service.root / "hf").mkdir()
-    for file in smollm2.iterdir():
-        os.link(file, service.root / "hf" / file.name)
+    """The model inside the service's root, without a copy where both lie on one file system."""
+    shutil.copytree(smollm2, service.root / "hf", copy_function=link_or_copy)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def copying(client: Client, job_id: str) -> Job | None:

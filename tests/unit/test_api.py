@@ -27,6 +27,7 @@ def store() -> MemoryStore:
 @pytest.fixture
 def app(store: MemoryStore, tmp_path: Path) -> FastAPI:
     (tmp_path / "hf").mkdir()
+    (tmp_path / "file").touch()
     return create_app(ApiSettings(broker_url="redis://unused", roots={"data": tmp_path}), store)
 
 
@@ -91,6 +92,12 @@ def nothing(http: TestClient, folder: Path) -> None:
         (nothing, body(surprise=1), 422, "bad_request", "surprise"),
         (nothing, {"spec": {"kind": "import", "source": "data:hf"}}, 422, "bad_request", "target"),
         (nothing, body(source="data:none"), 422, "missing_file", "data:none"),
+        (nothing, body(source="data:file"), 422, "missing_file", "data:file"),
+        (nothing, body(source="data:file/x"), 422, "bad_location", "data:file/x"),
+        (nothing, body(source=f"data:{'a' * 300}"), 422, "bad_location", "aaa"),
+        (nothing, body(target=f"data:{'a' * 300}"), 422, "bad_location", "aaa"),
+        (nothing, body(kind="export", hf_config="data:none"), 422, "missing_file", "data:none"),
+        (nothing, body(kind="export", hf_config="/etc"), 422, "bad_location", "/etc"),
         (nothing, body(source="data:../x"), 422, "bad_location", "data:../x"),
         (nothing, body(target="/etc/mcore"), 422, "bad_location", "/etc/mcore"),
         (existing, body(), 409, "target_exists", "mcore"),
@@ -150,6 +157,13 @@ def test_a_body_that_is_no_json_is_a_problem_document(http: TestClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_request")
 
 
+def test_a_body_of_another_type_is_refused_with_the_header_to_send(http: TestClient) -> None:
+    answer = http.post("/v1/jobs", content=b'{"spec": {}}', headers={"Content-Type": "text/plain"})
+
+    assert (answer.status_code, answer.headers["content-type"]) == (415, PROBLEM)
+    assert (answer.json()["found"], answer.json()["expected"]) == ("text/plain", "application/json")
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_too_long_is_refused_whatever_its_declared_length(http: TestClient, declared: bool) -> None:
     content = b" " * (MAX_BODY_BYTES + 1)
@@ -195,7 +209,7 @@ def test_an_unchanged_job_is_not_sent_again(http: TestClient, store: MemoryStore
     job_id = http.post("/v1/jobs", json=body()).json()["id"]
     tag = http.get(f"/v1/jobs/{job_id}").headers["etag"]
 
-    unchanged = http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": tag})
+    unchanged = http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": f'"older", W/{tag}'})
     store.claim(job_id, "w", lease_seconds=10)
     changed = http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": tag})
 
@@ -262,6 +276,22 @@ def test_a_dry_run_of_a_bad_source_is_the_problem_the_job_would_have(http: TestC
 def test_openapi_names_the_problem_documents(http: TestClient) -> None:
     schema = http.get("/openapi.json").json()
 
-    submit = schema["paths"]["/v1/jobs"]["post"]
-    assert {"202", "409", "422"} <= set(submit["responses"])
-    assert PROBLEM in submit["responses"]["409"]["content"]
+    responses = {
+        (path, status): set(response["content"])
+        for path, operations in schema["paths"].items()
+        for operation in operations.values()
+        for status, response in operation["responses"].items()
+    }
+    assert {("/v1/jobs", status) for status in ("202", "409", "413", "422")} <= responses.keys()
+    assert all(types == {PROBLEM} for (_, status), types in responses.items() if int(status) >= 400)
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+
+
+def test_openapi_examples_are_requests_that_the_api_reads(http: TestClient) -> None:
+    operation = http.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]
+
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+
+    assert examples.keys() == {"import", "export", "config"}
+    for example in examples.values():
+        assert http.post("/v1/jobs", json=example["value"]).json()["code"] == "bad_location"  # no root `here`

@@ -1,15 +1,21 @@
-"""The `ferry` command without a server: what it says, where it says it, and with which exit code."""
+"""The `ferry` command without a service: what it says, where it says it, and with which exit code."""
 
 import json
+import math
 import os
+import signal
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from api.cli.locations import as_sent
 from api.cli.sizes import parse_size, show_size
+from api.cli.tables import show_age
 
 NO_SERVER = "http://127.0.0.1:9"
 
@@ -50,13 +56,16 @@ def test_without_a_server_the_error_says_what_to_do() -> None:
         ("import",),
         ("unheard",),
         ("import", "a", "b", "--iteration", "-1"),
+        ("import", "a" * 5000, "b"),
+        ("import", "a", "b", "--local", "--no-wait"),
+        ("import", "a", "b", "--local", "--server", NO_SERVER),
         ("export", "a", "b", "--max-shard-bytes", "lots", "--local"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     done = ferry(*arguments)
 
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
 
@@ -99,3 +108,82 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def test_sizes_are_shown_short() -> None:
     assert [show_size(n) for n in (0, 999, 1000, 269_060_552, 3 * 10**12)] == ["0 B", "999 B", "1 kB", "269 MB", "3 TB"]
+    assert [show_size(n) for n in (999_499, 999_999, 2 * 10**15)] == ["999 kB", "1 MB", "2,000 TB"]
+
+
+def test_ages_are_shown_short() -> None:
+    assert [show_age(timedelta(seconds=n)) for n in (-1, 59.4, 60, 7300, 200_000)] == ["0s", "59s", "1m", "2h", "2d"]
+
+
+@pytest.fixture
+def slow_import(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Starts `ferry import --local` of a model that is one hole, at a rate at which it takes a minute."""
+    (tmp_path / "hf").mkdir()
+    write_holes(tmp_path / "hf")
+
+    def start(*arguments: str) -> "subprocess.Popen[str]":
+        code = "from api.cli import main; main()"
+        command = [sys.executable, "-P", "-c", code, "import", "hf", "mcore", "--local", *arguments]
+        environment = os.environ | {"FERRY_IO_BYTES_PER_SECOND": "4MB"}
+        return subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, process_group=0
+        )
+
+    return start
+
+
+def write_holes(folder: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 10**7,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    layer = "model.layers.0."
+    shapes = {
+        "model.embed_tokens.weight": [10**7, 16],
+        "model.norm.weight": [16],
+        layer + "input_layernorm.weight": [16],
+        layer + "post_attention_layernorm.weight": [16],
+        **{f"{layer}self_attn.{name}_proj.weight": [16, 16] for name in "qkvo"},
+        layer + "mlp.gate_proj.weight": [24, 16],
+        layer + "mlp.up_proj.weight": [24, 16],
+        layer + "mlp.down_proj.weight": [16, 24],
+    }
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_local_import_that_is_stopped_leaves_nothing(
+    slow_import: Callable[..., "subprocess.Popen[str]"],
+    tmp_path: Path,
+    stop: signal.Signals,
+    code: int,
+    send: Callable[[int, int], None],
+) -> None:
+    process = slow_import()
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    while "copying" not in said:
+        said = process.stderr.readline()
+
+    send(process.pid, stop)
+
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in rest
+    assert os.listdir(tmp_path) == ["hf"]

@@ -4,49 +4,39 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
-import uvicorn
 
-from api.app import create_app
 from api.client import Client
-from api.settings import ApiSettings
-from worker.jobs.errors import ConflictError, NotFoundError, UnavailableError
+from tests.unit.server import FerryServer
+from worker.jobs.errors import ConflictError, FerryError, InternalError, NotFoundError, UnavailableError
 from worker.jobs.memory_store import MemoryStore
 from worker.jobs.spec import ConfigSpec, ImportSpec
 from worker.jobs.state import ConfigResult, Job
 from worker.jobs.store import Done
 
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
+CONFIG = ConfigSpec(source="data:hf")
+IMPORT = ImportSpec(source="data:hf", target="data:out")
 
 
 @pytest.fixture
-def server(store: MemoryStore, tmp_path: Path) -> Iterator[uvicorn.Server]:
-    (tmp_path / "hf").mkdir()
-    app = create_app(ApiSettings(broker_url="redis://unused", roots={"data": tmp_path}), store)
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    yield running
-    running.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def client(server: uvicorn.Server) -> Iterator[Client]:
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with Client(f"http://127.0.0.1:{port}") as client:
+def client(server: FerryServer) -> Iterator[Client]:
+    with Client(server.url) as client:
         yield client
 
 
-CONFIG = ConfigSpec(source="data:hf")
-IMPORT = ImportSpec(source="data:hf", target="data:out")
+def do(store: MemoryStore, job_id: str, *, seconds: float = 0.0) -> None:
+    """What a worker does with a config job."""
+    claim = store.claim(job_id, "w", lease_seconds=10)
+    assert claim is not None
+    time.sleep(seconds)
+    store.settle(claim, Done(result=ConfigResult(megatron_config={"a": 1})))
+
+
+def unavailable() -> UnavailableError:
+    return UnavailableError("store_unavailable", "the store", found="nobody", expected="an answer", next_step="Wait.")
 
 
 def test_a_submitted_job_can_be_looked_at_listed_and_cancelled(client: Client) -> None:
@@ -58,32 +48,81 @@ def test_a_submitted_job_can_be_looked_at_listed_and_cancelled(client: Client) -
 
 
 def test_listing_goes_on_over_pages_up_to_its_limit(client: Client) -> None:
-    ids = [client.submit(CONFIG).id for _ in range(7)]
+    ids = [client.submit(CONFIG).id for _ in range(52)]
 
     assert [job.id for job in client.list(limit=3)] == ids[:-4:-1]
-    assert len(list(client.list())) == 7
+    assert [job.id for job in client.list()] == ids[::-1]
 
 
 def test_waiting_shows_every_step_and_ends_with_the_result(client: Client, store: MemoryStore) -> None:
     job = client.submit(CONFIG)
     seen: list[str] = []
 
-    def work() -> None:
-        claim = store.claim(job.id, "w", lease_seconds=10)
-        assert claim is not None
-        time.sleep(0.3)
-        store.settle(claim, Done(result=ConfigResult(megatron_config={"a": 1})))
-
     def look(now: Job) -> None:
         seen.append(now.state.state)
 
-    worker = threading.Timer(0.2, work)
+    worker = threading.Timer(0.2, do, (store, job.id), {"seconds": 0.3})
     worker.start()
     ended = client.wait(job.id, look)
     worker.join()
 
     assert ended.state.state == "succeeded"
     assert list(dict.fromkeys(seen)) == ["queued", "running", "succeeded"]
+
+
+def test_waiting_outlasts_a_restart_of_the_server(client: Client, server: FerryServer, store: MemoryStore) -> None:
+    job = client.submit(CONFIG)
+    server.stop()
+
+    def come_back() -> None:
+        do(store, job.id)
+        server.start()
+
+    restart = threading.Timer(0.5, come_back)
+    restart.start()
+    ended = client.wait(job.id)
+    restart.join()
+
+    assert ended.state.state == "succeeded"
+
+
+def test_waiting_outlasts_a_restart_of_the_store(
+    client: Client, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.submit(CONFIG)
+    do(store, job.id)
+    get, answers = MemoryStore.get, [unavailable(), unavailable()]
+
+    def get_in_the_end(store: MemoryStore, job_id: str) -> Job:
+        if answers:
+            raise answers.pop()
+        return get(store, job_id)
+
+    monkeypatch.setattr(MemoryStore, "get", get_in_the_end)
+
+    assert client.wait(job.id).state.state == "succeeded"
+    assert answers == []
+
+
+class LosesTheFirstAnswer(httpx.HTTPTransport):
+    """The server takes the request; the connection breaks before its answer is here."""
+
+    lost = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        if self.lost == 0:
+            self.lost += 1
+            response.read()
+            raise httpx.ReadError("connection reset")
+        return response
+
+
+def test_a_job_whose_answer_was_lost_is_accepted_once(server: FerryServer) -> None:
+    with Client(server.url, transport=LosesTheFirstAnswer()) as client:
+        job = client.submit(IMPORT)
+
+        assert [listed.id for listed in client.list()] == [job.id]
 
 
 def test_the_servers_errors_arrive_as_the_same_classes(client: Client) -> None:
@@ -97,13 +136,53 @@ def test_the_servers_errors_arrive_as_the_same_classes(client: Client) -> None:
     assert refused.value.info.code == "target_reserved"
 
 
-def test_a_server_that_is_not_there_is_named_with_what_to_do() -> None:
+@pytest.mark.parametrize("job_id", ["../health", "a?b=c", "a#b"])
+def test_what_is_no_job_id_asks_for_nothing_else(client: Client, job_id: str) -> None:
+    with pytest.raises(NotFoundError):
+        client.get(job_id)
+
+
+@pytest.mark.parametrize("ask", [lambda client: client.submit(CONFIG), lambda client: client.wait("job_1")])
+def test_a_server_that_is_not_there_is_named_at_once_with_what_to_do(ask: Any) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    asked = time.monotonic()
 
     with Client(url) as client, pytest.raises(UnavailableError) as refused:
-        client.submit(CONFIG)
+        ask(client)
 
+    assert time.monotonic() - asked < 5
     assert url in refused.value.info.thing
     assert "ferry up" in refused.value.info.next_step
+
+
+@pytest.mark.parametrize("url", ["nowhere", "ftp://127.0.0.1"])
+def test_a_url_that_no_server_can_have_is_named(url: str) -> None:
+    with Client(url) as client, pytest.raises(UnavailableError) as refused:
+        client.get("job_1")
+
+    assert url in refused.value.info.thing
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text="<html>welcome</html>"),
+        httpx.Response(200, json={"a": 1}),
+        httpx.Response(502, text="bad gateway"),
+        httpx.Response(404, json=["not", "a", "problem"]),
+        httpx.Response(302, headers={"Location": "/login"}),
+    ],
+    ids=["page", "other json", "proxy", "other error", "redirect"],
+)
+def test_another_servers_answer_is_an_error_that_names_the_url(answer: httpx.Response) -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        return answer
+
+    with Client("http://elsewhere", transport=httpx.MockTransport(respond)) as client:
+        for ask in (lambda: client.get("job_1"), lambda: next(client.list())):
+            with pytest.raises(FerryError) as refused:
+                ask()
+            assert isinstance(refused.value, InternalError)
+            assert "http://elsewhere" in refused.value.info.thing

@@ -1,0 +1,21 @@
+"""Where a command does its work: in a process of this machine, or on a server."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """`--local`: without server or broker."""
+
+    copy_processes: int = 1
+    io_bytes_per_second: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class There:
+    """On the server at this URL."""
+
+    url: str
+
+
+Place = Here | There

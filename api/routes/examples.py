@@ -1,0 +1,21 @@
+"""Requests that the OpenAPI page offers for trying."""
+
+from fastapi.openapi.models import Example
+
+SUBMIT: dict[str, Example] = {
+    "import": {
+        "summary": "Hugging Face folder to Megatron-Core checkpoint",
+        "value": {
+            "spec": {"kind": "import", "source": "here:SmolLM2-135M-Instruct", "target": "here:smollm2-megatron"},
+            "labels": {"team": "pretraining"},
+        },
+    },
+    "export": {
+        "summary": "Megatron-Core checkpoint to Hugging Face folder",
+        "value": {"spec": {"kind": "export", "source": "here:smollm2-megatron", "target": "here:smollm2-back"}},
+    },
+    "config": {
+        "summary": "Megatron's GPTModelConfig for a Hugging Face config",
+        "value": {"spec": {"kind": "config", "source": "here:SmolLM2-135M-Instruct"}},
+    },
+}

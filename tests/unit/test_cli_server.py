@@ -1,0 +1,148 @@
+"""The `ferry` command with a server: what it sends, shows and leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.server import FerryServer
+from worker.jobs.errors import BadInputError, FerryError
+from worker.jobs.memory_store import MemoryStore
+from worker.jobs.state import CheckpointResult, Progress, Timings
+from worker.jobs.store import Broken, Done, JobFilter, Outcome, Stopped
+
+Ferry = Callable[..., "subprocess.Popen[str]"]
+Worker = Callable[[Outcome], None]
+
+
+@pytest.fixture
+def ferry(server: FerryServer, tmp_path: Path) -> Ferry:
+    """Starts `ferry` beside the server's root, which is the current directory."""
+
+    def start(*arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-P", "-c", "from api.cli import main; main()", *arguments]
+        environment = os.environ | {"FERRY_URL": server.url}
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+        )
+
+    return start
+
+
+@pytest.fixture
+def work(store: MemoryStore) -> Iterator[Worker]:
+    """A worker beside the test that ends the next job as it is told."""
+    threads: list[threading.Thread] = []
+
+    def start(outcome: Outcome) -> None:
+        threads.append(threading.Thread(target=end_the_next_job, args=(store, outcome)))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def end_the_next_job(store: MemoryStore, outcome: Outcome) -> None:
+    deadline = time.monotonic() + 20
+    while not (queued := store.list(JobFilter(state="queued")).jobs):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    claim = store.claim(queued[0].id, "w", lease_seconds=30)
+    assert claim is not None
+    store.heartbeat(claim, Progress(phase="copying", done_bytes=50, total_bytes=100), lease_seconds=30)
+    time.sleep(0.5)
+    store.settle(claim, outcome)
+
+
+def imported(target: Path) -> Done:
+    timings = Timings(plan_seconds=0.1, copy_seconds=2.0, finalize_seconds=0.1)
+    return Done(
+        result=CheckpointResult(
+            kind="import", target=str(target), tensors=3, bytes=5 * 10**9, plan_digest="d", timings=timings
+        )
+    )
+
+
+def broken() -> FerryError:
+    return BadInputError("bad_config", "the config", found="this", expected="that", next_step="Mend it.")
+
+
+def test_an_import_shows_progress_and_ends_with_where_the_output_lies(
+    ferry: Ferry, work: Worker, store: MemoryStore, tmp_path: Path
+) -> None:
+    work(imported(tmp_path / "mcore"))
+
+    out, err = (process := ferry("import", "hf", "mcore")).communicate(timeout=30)
+
+    assert process.returncode == 0
+    assert str(tmp_path / "mcore") in out
+    assert "5 GB copied in 2.00 s, 2.5 GB/s" in out
+    assert "import: copying, 50 B of 100 B" in err
+    assert "\x1b" not in out + err
+    (job,) = store.list(JobFilter()).jobs
+    assert job.request.spec.source == str(tmp_path / "hf")
+
+
+def test_a_failed_job_is_one_block_on_stderr_and_exit_code_2(ferry: Ferry, work: Worker) -> None:
+    work(Broken(error=broken().info))
+
+    out, err = (process := ferry("import", "data:hf", "data:mcore")).communicate(timeout=30)
+
+    assert (process.returncode, out) == (2, "")
+    assert err.endswith("ferry: the config\n  found     this\n  expected  that\n  next      Mend it.\n")
+
+
+def test_a_job_that_someone_cancels_is_exit_code_2(ferry: Ferry, work: Worker) -> None:
+    work(Stopped())
+
+    _, err = (process := ferry("import", "data:hf", "data:mcore")).communicate(timeout=30)
+
+    assert process.returncode == 2
+    assert "cancelled" in err
+
+
+def test_ctrl_c_leaves_the_job_and_says_how_to_find_it(ferry: Ferry, store: MemoryStore) -> None:
+    process = ferry("import", "data:hf", "data:mcore")
+    while not (jobs := store.list(JobFilter()).jobs):
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+    process.send_signal(signal.SIGINT)
+
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"ferry show {jobs[0].id}" in err
+    assert f"ferry cancel {jobs[0].id}" in err
+    assert "Traceback" not in err
+    assert store.get(jobs[0].id).state.state == "queued"
+
+
+def test_a_job_can_be_left_listed_shown_and_cancelled(ferry: Ferry) -> None:
+    job_id = ferry("import", "data:hf", "data:[a]:smile:", "--no-wait").communicate(timeout=30)[0].strip()
+
+    listed = ferry("jobs", "--kind", "import").communicate(timeout=30)[0]
+    as_json = json.loads(ferry("jobs", "--json").communicate(timeout=30)[0])
+    shown = ferry("show", job_id).communicate(timeout=30)[0]
+    cancelled = ferry("cancel", job_id).communicate(timeout=30)[0]
+
+    assert [job["id"] for job in as_json] == [job_id]
+    assert job_id in listed
+    assert "data:[a]:smile:" in listed  # and not as markup, or as an emoji
+    assert "data:[a]:smile:" in shown
+    assert "cancelled" in cancelled
+
+
+def test_a_plan_is_json_and_no_job(ferry: Ferry, store: MemoryStore) -> None:
+    out, err = (process := ferry("import", "data:hf", "data:mcore", "--plan")).communicate(timeout=60)
+
+    assert (process.returncode, out) == (2, "")  # the folder is empty: the problem that the job would have
+    assert "config.json" in err
+    assert store.list(JobFilter()).jobs == ()
