@@ -98,6 +98,10 @@ def _exit_code(do: Callable[[], dict[str, Any]]) -> int:
         return 130
     except FerryError as error:
         return _fail(error)
+    except BrokenPipeError:
+        # Nobody listens any more. What was staged is gone by now; say nothing, and nothing at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return _fail(error_from_os(error))
     except Exception as error:

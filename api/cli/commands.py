@@ -32,16 +32,23 @@ Local = Annotated[bool, typer.Option("--local", help="Run here, without a server
 Jobs = Annotated[
     int,
     typer.Option(
-        "--jobs", "-j", min=1, metavar="N", envvar="FERRY_COPY_PROCESSES", help="Copy processes, with --local."
+        "--jobs",
+        "-j",
+        min=1,
+        metavar="N",
+        help="Copy processes, with --local.",
+        envvar="FERRY_COPY_PROCESSES",
+        show_envvar=False,
     ),
 ]
 Rate = Annotated[
     str | None,
     typer.Option(
-        "--io-bytes-per-second",
+        "--rate",
         metavar="SIZE",
-        envvar="FERRY_IO_BYTES_PER_SECOND",
         help="The most to move a second, with --local.",
+        envvar="FERRY_IO_BYTES_PER_SECOND",
+        show_envvar=False,
     ),
 ]
 Plan = Annotated[bool, typer.Option("--plan", help="Print the plan as JSON and write nothing.")]

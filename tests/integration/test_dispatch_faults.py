@@ -144,6 +144,22 @@ def test_a_frozen_worker_changes_nothing_when_it_thaws(farm: "Farm") -> None:
     assert frozen.poll() is None
 
 
+def test_a_frozen_worker_that_dies_before_it_thaws_leaves_nothing_of_its_attempt(farm: "Farm") -> None:
+    frozen = farm.start_worker(bytes_per_second=SLOW)
+    farm.submit()
+    farm.until_copying()
+    processes = farm.processes()
+    attempt = processes["attempt"][0]
+    kill(processes["worker"][0], processes["pool"][0], number=signal.SIGSTOP)
+    farm.start_worker()
+    farm.until_state("succeeded")
+
+    psutil.wait_procs([attempt], timeout=15, callback=None)  # it has written its last files, to a folder long cleared
+    kill(frozen)
+
+    assert farm.partials() == []
+
+
 def test_a_worker_frozen_with_its_attempt_changes_nothing_when_it_thaws(farm: "Farm") -> None:
     farm.start_worker(bytes_per_second=SLOW)
     farm.submit()

@@ -175,6 +175,29 @@ def test_an_existing_target_is_refused_even_when_empty(tmp_path: Path) -> None:
     assert list((tmp_path / "mcore").iterdir()) == []
 
 
+def test_a_target_inside_its_source_is_refused(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "hf")
+
+    code, answer = run(source, source / "mcore")
+
+    assert (code, answer["error"]["code"]) == (2, "bad_location")
+
+
+def test_an_import_whose_listener_is_gone_ends_without_a_traceback(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "hf", vocab_size=100_001)
+    options = command(source, tmp_path / "mcore", "--io-bytes-per-second", str(2 * MIB))
+    with subprocess.Popen(options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+
+        process.stdout.close()
+
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    assert os.listdir(tmp_path) == ["hf"]
+
+
 @pytest.mark.parametrize(
     ("damage", "code"),
     [

@@ -166,14 +166,21 @@ def write_holes(folder: Path) -> None:
         file.truncate(8 + len(text) + end)
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
+@pytest.mark.parametrize(
+    ("send", "stop", "code"),
+    [
+        (os.killpg, signal.SIGINT, 130),  # Ctrl-C
+        (os.kill, signal.SIGINT, 130),
+        (os.kill, signal.SIGTERM, 143),
+        (os.killpg, signal.SIGHUP, 129),  # the terminal is closed
+    ],
+)
 def test_a_local_import_that_is_stopped_leaves_nothing(
     slow_import: Callable[..., "subprocess.Popen[str]"],
     tmp_path: Path,
+    send: Callable[[int, int], None],
     stop: signal.Signals,
     code: int,
-    send: Callable[[int, int], None],
 ) -> None:
     process = slow_import()
     assert process.stderr is not None
@@ -183,7 +190,7 @@ def test_a_local_import_that_is_stopped_leaves_nothing(
 
     send(process.pid, stop)
 
-    _, rest = process.communicate(timeout=20)
+    _, rest = process.communicate(timeout=120)
     assert process.returncode == code
     assert "Traceback" not in rest
     assert os.listdir(tmp_path) == ["hf"]

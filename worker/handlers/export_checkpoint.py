@@ -12,7 +12,7 @@ from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.torch_dist import TorchDistFolder
 from ..engine.convert import items_of, refuse_nonzero
 from ..jobs.errors import BadInputError
-from ..jobs.locations import Locations, refuse_existing
+from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import ExportSpec
 from ..mapping.bindings import Model
 from ..mapping.plan import plan_export
@@ -43,6 +43,7 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, the index and item headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve(spec.target)
     refuse_existing(target)
+    refuse_inside(source, target)
     folder = iteration_folder(source)
     hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)
     described = _describe(hf_config, (source, folder.parent))

@@ -12,7 +12,7 @@ from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_
 from ..engine.convert import items_of
 from ..engine.parts import part_bytes_for
 from ..jobs.errors import BadInputError
-from ..jobs.locations import Locations, refuse_existing
+from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import ImportSpec
 from ..mapping.bindings import Model
 from ..mapping.family import megatron_values
@@ -52,6 +52,7 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads config.json and safetensors headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve(spec.target)
     refuse_existing(target)
+    refuse_inside(source, target)
     if not source.is_dir():
         raise _no_folder(source)
     model = read_model(source)

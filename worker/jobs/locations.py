@@ -112,6 +112,18 @@ def refuse_existing(target: Path) -> None:
         raise target_exists(target)
 
 
+def refuse_inside(source: Path, target: Path) -> None:
+    """BadInputError where the target would lie in the folder that is read."""
+    if target.is_relative_to(source):
+        raise BadInputError(
+            "bad_location",
+            f"target {target}",
+            found=f"a place inside the source {source}",
+            expected="a target beside the source or elsewhere",
+            next_step="Choose another target.",
+        )
+
+
 def target_exists(target: Path) -> ConflictError:
     """The error for a target that is already there."""
     return ConflictError(

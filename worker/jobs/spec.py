@@ -27,7 +27,7 @@ class ImportSpec(_Spec):
     kind: Literal["import"] = "import"
     source: Location
     target: Location
-    iteration: int | None = Field(default=None, ge=0)
+    iteration: int | None = Field(default=None, ge=0, le=10**12)
     """None writes `release/`; a number writes `iter_0000000`-style and that number in the tracker file."""
 
 
