@@ -23,6 +23,6 @@ def test_the_demo_moves_a_model_there_and_back_and_lets_it_speak(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert "272 tensors, every bit the same" in done.stdout
     assert "Paris" in done.stdout
-    assert "copying" in done.stderr
+    assert "import: finalizing, 269 MB of 269 MB" in done.stderr
     assert [line for line in done.stdout.splitlines() if line.strip().startswith(str(tmp_path))] != []
     assert [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())] == []
