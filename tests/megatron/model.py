@@ -1,5 +1,6 @@
 """On a rank: a model built from an import's `model_config.json`, its weights loaded by Megatron, its logits."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,17 @@ def set_parallelism(tp_size: int, pp_size: int) -> None:
     if parallel_state.model_parallel_is_initialized():
         if tuple(size() for size in sizes) == (tp_size, pp_size):
             return
-        parallel_state.destroy_model_parallel()
+        _leave_groups()
     parallel_state.initialize_model_parallel(tp_size, pp_size)
+
+
+def _leave_groups() -> None:
+    """Megatron only forgets its groups, and each of gloo's keeps a thread that polls a hundred times a second."""
+    parallel_state.destroy_model_parallel()
+    everyone = distributed.group.WORLD
+    for group in [group for group in distributed.distributed_c10d._world.pg_map if group is not everyone]:
+        distributed.destroy_process_group(group)
+    gc.collect()  # optimizers and models in cycles hold groups too
 
 
 def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = None) -> GPTModel:
