@@ -53,10 +53,13 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def assert_ended(processes: list[psutil.Process]) -> None:
-    def alive() -> list[psutil.Process]:
-        return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
-    until(lambda: not alive(), seconds=10, what=f"the end of {processes}")
+    until(lambda: not any(map(lives, processes)), seconds=10, what=f"the end of {processes}")
 
 
 def test_a_model_goes_there_and_back_over_http(make_service: MakeService, clients: MakeClient, smollm2: Path) -> None:

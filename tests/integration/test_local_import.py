@@ -153,9 +153,16 @@ def test_a_stopped_import_leaves_nothing_at_all(tmp_path: Path, start: Start, st
 def assert_ended(members: list[psutil.Process]) -> None:
     """A zombie has ended; where nobody reaps orphans it stays in the table."""
     deadline = time.monotonic() + 5
-    while alive := [member for member in members if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]:
+    while alive := [member for member in members if lives(member)]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.05)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for_copying(process: "subprocess.Popen[str]") -> None:
