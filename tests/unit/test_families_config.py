@@ -48,15 +48,12 @@ def model(**changes: object) -> Model:
 
 
 def hf_tensors(of: Model) -> dict[str, Info]:
-    return {part.name: Info("BF16", part.shape) for binding in bindings(of) for part in binding.parts}
+    return {part.source.name: Info("BF16", (*part.stack, *part.shape)) for binding in bindings(of) for part in binding.parts}
 
 
 def mcore_tensors(of: Model) -> dict[str, Info]:
     tasks = plan_import(of, hf_tensors(of)).tasks
-    return {
-        task.target.name: Info(task.dtype, task.shape if task.stack is None else (task.stack, *task.shape))
-        for task in tasks
-    }
+    return {task.target.name: Info(task.dtype, (*task.stack, *task.shape)) for task in tasks}
 
 
 @pytest.mark.parametrize("config", [LLAMA, MISTRAL], ids=["llama", "mistral"])

@@ -27,7 +27,7 @@ def test_rows_lie_where_the_library_put_them(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / SINGLE)
 
     folder = SafetensorsFolder.open(tmp_path)
-    (run,) = folder.rows("a", None, 1, 2)
+    (run,) = folder.rows("a", (), 1, 2)
 
     assert isinstance(run, Run)
     data = (tmp_path / SINGLE).read_bytes()[run.offset : run.offset + run.length]
@@ -92,7 +92,7 @@ def test_an_index_that_promises_a_tensor_its_file_lacks_is_refused(tmp_path: Pat
 
 def item(name: str, nbytes: int) -> Item:
     run = Run(Path("source"), 0, nbytes)
-    return Item(name=name, index=None, stack=None, dtype="U8", shape=(nbytes,), extents=(run,))
+    return Item(name=name, index=(), stack=(), dtype="U8", shape=(nbytes,), extents=(run,))
 
 
 def test_shards_are_named_and_filled_as_hf_does() -> None:

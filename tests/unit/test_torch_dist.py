@@ -104,7 +104,7 @@ def test_any_rows_are_found_however_the_tensor_is_cut(tmp_path: Path, layout: st
     folder = saved(tmp_path, tensor, boxes)
 
     assert folder.tensors["w"].shape == shape
-    assert read(folder.rows("w", None, start, rows)) == raw(tensor[start : start + rows])
+    assert read(folder.rows("w", (), start, rows)) == raw(tensor[start : start + rows])
 
 
 @pytest.mark.parametrize("layout", STACKS)
@@ -115,21 +115,21 @@ def test_any_rows_of_a_slice_are_found_however_the_stack_is_cut(tmp_path: Path, 
 
     folder = saved(tmp_path, tensor, boxes)
 
-    assert read(folder.rows("w", index, 2, 4)) == raw(tensor[index, 2:6])
+    assert read(folder.rows("w", (index,), 2, 4)) == raw(tensor[index, 2:6])
 
 
 def test_chunks_that_leave_a_gap_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, torch.randn(6, 4), [((0, 0), (6, 1)), ((0, 2), (6, 2))])
 
     with pytest.raises(BadInputError, match="do not tile"):
-        folder.rows("w", None, 0, 6)
+        folder.rows("w", (), 0, 6)
 
 
 def test_rows_without_any_chunk_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, torch.randn(6, 4), [((0, 0), (2, 4))])
 
     with pytest.raises(BadInputError, match="do not tile"):
-        folder.rows("w", None, 0, 6)
+        folder.rows("w", (), 0, 6)
 
 
 def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     next(tmp_path.glob("*.distcp")).unlink()
 
     with pytest.raises(BadInputError, match="distcp") as refused:
-        folder.rows("w", None, 0, 6)
+        folder.rows("w", (), 0, 6)
 
     assert refused.value.info.code == "missing_file"
 

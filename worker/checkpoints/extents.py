@@ -57,7 +57,32 @@ class Literal:
         return len(self.data)
 
 
-Extent = Run | Weave | Zeros | Literal
+@dataclass(frozen=True, slots=True)
+class Permuted:
+    """The elements of `extents`, read as an array of `shape`, its axes put in the order `axes`.
+
+    It is made in memory, whole: only slices that are small beside a model (one expert's matrix) are permuted.
+    """
+
+    extents: tuple["Extent", ...]
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    item_bytes: int
+
+    @property
+    def length(self) -> int:
+        return prod(self.shape) * self.item_bytes
+
+
+Extent = Run | Weave | Zeros | Literal | Permuted
+
+
+def flat_index(index: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """The number of slice `index` among all slices of a stack with these axes, the last axis fastest."""
+    flat = 0
+    for place, size in zip(index, axes, strict=True):
+        flat = flat * size + place
+    return flat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +103,10 @@ class Item:
     """A tensor, or a slice of one, to be written: what it is called there and where its bytes come from."""
 
     name: str
-    index: int | None
-    stack: int | None
+    index: tuple[int, ...]
+    """Which slice of the stack; empty where it is no stack."""
+    stack: tuple[int, ...]
+    """The stack's axes."""
     dtype: str
     shape: tuple[int, ...]
     extents: tuple[Extent, ...]
@@ -91,7 +118,7 @@ class Item:
     @property
     def label(self) -> str:
         """Its name in the manifest."""
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
+        return f"{self.name}[{','.join(map(str, self.index))}]" if self.index else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

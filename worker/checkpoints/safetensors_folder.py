@@ -2,15 +2,16 @@
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 from ..jobs.errors import BadInputError, ErrorCode
 from .dtypes import BY_SAFETENSORS
-from .extents import Extent, Item, Literal, Run, Span, StoredTensor, TargetFile
+from .extents import Extent, Item, Literal, Run, Span, StoredTensor, TargetFile, flat_index
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -54,18 +55,20 @@ class SafetensorsFolder:
         """The files in which these tensors lie."""
         return tuple(sorted({self.places[name].path for name in names}))
 
-    def rows(self, name: str, index: int | None, start: int, rows: int) -> tuple[Extent, ...]:
-        """The bytes of `rows` rows of a tensor; always one run, since safetensors are contiguous and know no stacks."""
+    def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
+        """The bytes of `rows` rows of a tensor, or of slice `index` of it; one run, since they are contiguous."""
         place = self.places[name]
-        row_bytes = prod(place.tensor.shape[1:]) * place.tensor.item_bytes
-        return (Run(place.path, place.offset + start * row_bytes, rows * row_bytes),)
+        shape, lead = place.tensor.shape, len(index)
+        row_bytes = prod(shape[lead + 1 :]) * place.tensor.item_bytes
+        first = flat_index(index, shape[:lead]) * shape[lead] + start
+        return (Run(place.path, place.offset + first * row_bytes, rows * row_bytes),)
 
 
 def lay_out_shards(items: Iterable[Item], max_shard_bytes: int) -> tuple[TargetFile, ...]:
     """Files as HF names them: `model.safetensors`, or `model-00001-of-0000N.safetensors` beside an index."""
     shards: list[list[Item]] = [[]]
     filled = 0
-    for item in items:
+    for item in _whole(items):
         if shards[-1] and filled + item.nbytes > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -77,6 +80,15 @@ def lay_out_shards(items: Iterable[Item], max_shard_bytes: int) -> tuple[TargetF
         _lay_out(f"model-{number:05d}-of-{len(shards):05d}.safetensors", shard)
         for number, shard in enumerate(shards, 1)
     )
+
+
+def _whole(items: Iterable[Item]) -> Iterator[Item]:
+    """Slices of one stack, which come one after the other, as the one tensor that they are in HF's files."""
+    for _, group in groupby(items, key=lambda item: item.name):
+        slices = tuple(group)
+        first = slices[0]
+        extents = tuple(extent for item in slices for extent in item.extents)
+        yield replace(first, index=(), stack=(), shape=(*first.stack, *first.shape), extents=extents)
 
 
 def index_json(files: tuple[TargetFile, ...]) -> bytes | None:

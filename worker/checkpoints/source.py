@@ -15,7 +15,7 @@ class Source(Protocol):
         """Every tensor, by name."""
         ...
 
-    def rows(self, name: str, index: int | None, start: int, rows: int) -> tuple[Extent, ...]:
+    def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The bytes of `rows` rows of a tensor, or of slice `index` of a stack, in order."""
         ...
 

@@ -6,14 +6,14 @@ import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..jobs.errors import BadInputError
 from .dtypes import BY_TORCH
-from .extents import Extent, Run, StoredTensor, Strand, Weave
+from .extents import Extent, Run, StoredTensor, Strand, Weave, flat_index
 from .torch_archive import ArchiveError, find_tensor, read_object
 from .torch_pickle import Inert, read_inert
 
@@ -51,6 +51,10 @@ class TorchDistFolder:
     chunks: Mapping[str, list[_Chunk]]
     offsets: dict[_Stored, int] = field(default_factory=dict[_Stored, int], repr=False)
     """Where the data of items that were looked at begins."""
+    by_slice: dict[tuple[str, int], dict[tuple[int, ...], list[_Chunk]]] = field(
+        default_factory=dict[tuple[str, int], dict[tuple[int, ...], list[_Chunk]]], repr=False
+    )
+    """By tensor and number of stack axes: the chunks of each slice."""
 
     @classmethod
     def open(cls, folder: Path) -> "TorchDistFolder":
@@ -78,14 +82,13 @@ class TorchDistFolder:
             file.seek(stored.offset)
             return read_object(file.read(stored.length))
 
-    def rows(self, name: str, index: int | None, start: int, rows: int) -> tuple[Extent, ...]:
+    def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The bytes of `rows` rows of a tensor, or of slice `index` of a stack, however its chunks are cut."""
-        lead = 0 if index is None else 1
+        lead = len(index)
         width = self.tensors[name].shape[lead + 1] if len(self.tensors[name].shape) > lead + 1 else 1
         cuts = [
             (chunk, max(start, chunk.offsets[lead]), min(start + rows, chunk.offsets[lead] + chunk.sizes[lead]))
-            for chunk in self.chunks[name]
-            if index is None or chunk.offsets[0] <= index < chunk.offsets[0] + chunk.sizes[0]
+            for chunk in self._chunks_of(name, index)
         ]
         cuts = [cut for cut in cuts if cut[1] < cut[2]]
         edges = sorted({start, start + rows, *(edge for _, low, high in cuts for edge in (low, high))})
@@ -94,10 +97,18 @@ class TorchDistFolder:
             for low, high in pairwise(edges)
         )
 
-    def _band(self, name: str, index: int | None, low: int, high: int, width: int, chunks: list[_Chunk]) -> Run | Weave:
+    def _chunks_of(self, name: str, index: tuple[int, ...]) -> list[_Chunk]:
+        """The chunks that hold rows of one slice; a stack's are sorted out once, by the slices that they hold."""
+        key = (name, len(index))
+        if key not in self.by_slice:
+            self.by_slice[key] = _by_slice(self.chunks[name], len(index))
+        return self.by_slice[key].get(index, [])
+
+    def _band(
+        self, name: str, index: tuple[int, ...], low: int, high: int, width: int, chunks: list[_Chunk]
+    ) -> Run | Weave:
         """Rows low..high, across which no chunk begins or ends: one run, or strands side by side."""
-        lead = 0 if index is None else 1
-        column = lead + 1
+        column = len(index) + 1
         chunks = sorted(chunks, key=lambda chunk: chunk.offsets[column:])
         reached = 0
         strands: list[Strand] = []
@@ -115,12 +126,11 @@ class TorchDistFolder:
             return Run(strands[0].path, strands[0].offset, (high - low) * strands[0].row_bytes)
         return Weave(high - low, tuple(strands))
 
-    def _strand(self, name: str, chunk: _Chunk, index: int | None, low: int) -> Strand:
-        lead = 0 if index is None else 1
-        item_bytes = self.tensors[name].item_bytes
-        row_bytes = prod(chunk.sizes[lead + 1 :]) * item_bytes
-        slice_rows = 0 if index is None else (index - chunk.offsets[0]) * chunk.sizes[1]
-        rows_before = slice_rows + low - chunk.offsets[lead]
+    def _strand(self, name: str, chunk: _Chunk, index: tuple[int, ...], low: int) -> Strand:
+        lead = len(index)
+        row_bytes = prod(chunk.sizes[lead + 1 :]) * self.tensors[name].item_bytes
+        inside = tuple(place - offset for place, offset in zip(index, chunk.offsets, strict=False))
+        rows_before = flat_index(inside, chunk.sizes[:lead]) * chunk.sizes[lead] + low - chunk.offsets[lead]
         return Strand(
             self.folder / chunk.stored.file, self._data_offset(name, chunk) + rows_before * row_bytes, row_bytes
         )
@@ -148,6 +158,16 @@ class TorchDistFolder:
             found_text = f"tensor {name!r} as {found.dtype} {list(found.shape)}"
             raise bad_checkpoint(path, found_text, f"{self.tensors[name].dtype} {list(chunk.sizes)} by the index")
         return found.offset
+
+
+def _by_slice(chunks: Iterable[_Chunk], lead: int) -> dict[tuple[int, ...], list[_Chunk]]:
+    """Every slice of the first `lead` axes with the chunks that reach into it."""
+    slices: defaultdict[tuple[int, ...], list[_Chunk]] = defaultdict(list)
+    for chunk in chunks:
+        axes = zip(chunk.offsets[:lead], chunk.sizes[:lead], strict=True)
+        for index in product(*(range(offset, offset + size) for offset, size in axes)):
+            slices[index].append(chunk)
+    return slices
 
 
 def _check_format(folder: Path) -> None:

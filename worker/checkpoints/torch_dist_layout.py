@@ -63,11 +63,11 @@ def index_files(items: Sequence[Item], files: Iterable[TargetFile], objects: Tar
 
 
 def _stored_shape(item: Item) -> tuple[int, ...]:
-    return item.shape if item.stack is None else (1, *item.shape)
+    return (*(1 for _ in item.stack), *item.shape)
 
 
 def _offsets(item: Item) -> tuple[int, ...]:
-    return (0,) * len(item.shape) if item.index is None else (item.index, *(0,) * len(item.shape))
+    return (*item.index, *(0 for _ in item.shape))
 
 
 def _size(values: tuple[int, ...]) -> Call:
@@ -105,7 +105,7 @@ def _tensors_and_objects(items: Sequence[Item], objects: TargetFile) -> dict[str
 
 def _tensor(items: tuple[Item, ...]) -> New:
     first = items[0]
-    shape = first.shape if first.stack is None else (first.stack, *first.shape)
+    shape = (*first.stack, *first.shape)
     chunks = [
         New(
             Global(_META, "ChunkStorageMetadata"),

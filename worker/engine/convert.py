@@ -8,11 +8,11 @@ from math import prod
 from pathlib import Path
 
 from ..checkpoints.dtypes import BY_SAFETENSORS
-from ..checkpoints.extents import Extent, Item, Literal, Run, TargetFile, Weave, Zeros
+from ..checkpoints.extents import Extent, Item, Permuted, TargetFile, Zeros
 from ..checkpoints.source import Source
 from ..jobs.errors import BadInputError
 from ..mapping.blocks import Block, Plan, Task
-from .copy import Segment
+from .copy import Segment, read_extent
 from .digests import FileDigest, digest_of, file_digest, tensor_digests
 from .parts import cut_parts, part_bytes_for
 from .processes import CopyOptions, copy_parts
@@ -70,7 +70,7 @@ def refuse_nonzero(blocks: Iterable[Block], source: Source) -> None:
     """BadInputError where rows that have no place in the target hold anything but zeros."""
     for block in blocks:
         extents = source.rows(block.source.name, block.source.index, block.start, block.rows)
-        if any(_read(extent).strip(b"\0") for extent in extents):
+        if any(read_extent(extent).strip(b"\0") for extent in extents):
             raise BadInputError(
                 "unsupported_config_value",
                 f"Megatron tensor '{block.source}'",
@@ -90,32 +90,18 @@ def _extents(task: Task, source: Source) -> tuple[Extent, ...]:
     nbytes = prod(task.shape) * BY_SAFETENSORS[task.dtype].item_bytes
     if not task.blocks:
         return (Zeros(nbytes),)
-    return tuple(
+    extents = tuple(
         extent
         for block in task.blocks
         for extent in source.rows(block.source.name, block.source.index, block.start, block.rows)
     )
+    if task.permutation is None:
+        return extents
+    item_bytes = BY_SAFETENSORS[task.dtype].item_bytes
+    return (Permuted(extents, task.permutation.shape, task.permutation.axes, item_bytes),)
 
 
 def _make(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.truncate(size)
-
-
-def _read(extent: Extent) -> bytes:
-    match extent:
-        case Run(path, offset, length):
-            return _pread(path, offset, length)
-        case Weave(rows, strands):
-            return b"".join(_pread(s.path, s.offset, rows * s.row_bytes) for s in strands)
-        case Zeros(length):
-            return bytes(length)
-        case Literal(data):
-            return data
-
-
-def _pread(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xxhash
 
-from ..checkpoints.extents import Extent, Literal, Run, Strand, Weave, Zeros
+from ..checkpoints.extents import Extent, Literal, Permuted, Run, Strand, Weave, Zeros
 from ..jobs.errors import BadInputError
 from .parts import Part
 
@@ -67,6 +67,8 @@ class _Writer:
                 self._hole(length)
             case Literal(data):
                 self._bytes(memoryview(data))
+            case Permuted():
+                self._bytes(permuted(extent))
 
     def flush(self) -> None:
         """Write what the buffer holds."""
@@ -168,6 +170,45 @@ class _Writer:
 
     def _name(self, source: int) -> Path:
         return next(path for path, descriptor in self.sources.items() if descriptor == source)
+
+
+def permuted(extent: Permuted) -> memoryview:
+    """The bytes of a permuted extent; of one row of the result after the other."""
+    import numpy as np
+
+    elements = np.frombuffer(b"".join(map(read_extent, extent.extents)), np.dtype(f"V{extent.item_bytes}"))
+    ordered = np.ascontiguousarray(elements.reshape(extent.shape).transpose(extent.axes))
+    return memoryview(ordered.view(np.uint8).reshape(-1))
+
+
+def read_extent(extent: Extent) -> bytes:
+    """All bytes of an extent: for small ones."""
+    match extent:
+        case Run(path, offset, length):
+            return _pread(path, offset, length)
+        case Weave(rows, strands):
+            cuts = [_pread(strand.path, strand.offset, rows * strand.row_bytes) for strand in strands]
+            widths = [strand.row_bytes for strand in strands]
+            return b"".join(
+                cut[row * width : (row + 1) * width]
+                for row in range(rows)
+                for cut, width in zip(cuts, widths, strict=True)
+            )
+        case Zeros(length):
+            return bytes(length)
+        case Literal(data):
+            return data
+        case Permuted():
+            return bytes(permuted(extent))
+
+
+def _pread(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    if len(data) < length:
+        raise _cut_short(path, offset + length)
+    return data
 
 
 def sync_file(path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ..checkpoints.extents import Extent, Literal, Run, Span, TargetFile, Weave, Zeros
+from ..checkpoints.extents import Extent, Literal, Permuted, Run, Span, TargetFile, Weave, Zeros
 
 SEGMENT_BYTES = 256 * 2**20
 """A tensor longer than this has one digest per segment, so that several processes can share it."""
@@ -69,7 +69,7 @@ def split(span: Span, most: int) -> Iterator[Span]:
 
 
 def _cut(extent: Extent, at: int) -> tuple[Extent, Extent | None]:
-    """The first `at` bytes and the rest; a weave is cut after the row that reaches `at`."""
+    """The first `at` bytes and the rest; a weave is cut after the row that reaches `at`, what is permuted never."""
     if extent.length <= at:
         return extent, None
     match extent:
@@ -81,6 +81,8 @@ def _cut(extent: Extent, at: int) -> tuple[Extent, Extent | None]:
             return Literal(data[:at]), Literal(data[at:])
         case Weave():
             return _cut_weave(extent, at)
+        case Permuted():
+            return extent, None
 
 
 def _cut_weave(weave: Weave, at: int) -> tuple[Extent, Extent | None]:

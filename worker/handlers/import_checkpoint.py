@@ -14,7 +14,8 @@ from ..engine.parts import part_bytes_for
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import ImportSpec
-from ..mapping.bindings import Model
+from ..mapping.bindings import Model, bindings
+from ..mapping.extra_states import extra_states
 from ..mapping.family import megatron_values
 from ..mapping.plan import plan_import
 from .config import read_model
@@ -23,14 +24,6 @@ from .conversion import Conversion, carry_out
 
 MODEL_CONFIG = "model_config.json"
 _HF = "hf"
-# Modules of Transformer Engine keep an `_extra_state`, empty without fp8; a strict load asks for it.
-_FINAL_NORM_EXTRA_STATE = "decoder.final_layernorm._extra_state/shard_0_1"
-_EXTRA_STATES = (
-    "self_attention.linear_proj",
-    "self_attention.linear_qkv",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)
 _CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 _CHECKPOINT_VERSION = 3.0
 
@@ -83,18 +76,13 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
 
 def _objects(model: Model, iteration: int | None) -> dict[str, object]:
     """What Megatron's loaders expect beside tensors. No `args`: partial ones fail a load, none are fine."""
-    layers = model.sizes["layers"]
     common = {
         "checkpoint_version": _CHECKPOINT_VERSION,
         "iteration": iteration or 0,
         "content_metadata": _CONTENT_METADATA,
     }
-    states: dict[str, object] = {
-        f"decoder.layers.{module}._extra_state/shard_{layer}_{layers}": [None]
-        for layer in range(layers)
-        for module in _EXTRA_STATES
-    }
-    return {**states, _FINAL_NORM_EXTRA_STATE: [None], "common_state/shard_0_1": [common]}
+    states: dict[str, object] = {key: [None] for key in extra_states(bindings(model))}
+    return {**states, "common_state/shard_0_1": [common]}
 
 
 def _no_folder(source: Path) -> BadInputError:

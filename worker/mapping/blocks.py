@@ -20,13 +20,13 @@ Tensors = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A tensor, or slice `index` of a stack of tensors."""
+    """A tensor, or slice `index` of a stack of tensors: by layer, by expert, or by both."""
 
     name: str
-    index: int | None = None
+    index: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
+        return f"{self.name}[{','.join(map(str, self.index))}]" if self.index else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,19 @@ class Block:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """A tensor's elements read as `shape`, then its axes put in the order `axes`: numpy's reshape and transpose."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def inverse(self) -> "Permutation":
+        """The way back."""
+        back = tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+        return Permutation(tuple(self.shape[axis] for axis in self.axes), back)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One tensor to write: its rows are those of `blocks`, in order; no blocks means zeros."""
@@ -45,10 +58,12 @@ class Task:
     target: Address
     dtype: str
     shape: tuple[int, ...]
-    """Of the slice, without the stack's axis."""
-    stack: int | None = None
-    """How many slices the target's stack has; None where it is no stack."""
+    """Of the slice, without the stack's axes."""
+    stack: tuple[int, ...] = ()
+    """The stack's axes; empty where the target is no stack."""
     blocks: tuple[Block, ...]
+    permutation: Permutation | None = None
+    """What becomes of the rows of `blocks`, taken together, where they are not copied as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from ..jobs.errors import BadInputError
 from .fields import Field, Ignored
@@ -10,6 +11,8 @@ from .model_config import MegatronValues
 from .record import Record
 from .rope import UNDECLARED_YARN
 from .rules import Drop, Fill, Rule
+
+ModelKind = Literal["gpt", "hybrid", "variant"]
 
 MODEL_FIELDS = frozenset(
     {
@@ -31,7 +34,10 @@ MODEL_FIELDS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One spec sheet. `sizes` reads the named sizes of the rules off the Megatron values."""
+    """One spec sheet. `sizes` reads the named sizes of the rules off the Megatron values.
+
+    `model` is the class of Megatron's config: upstream's GPT or hybrid one, or our variant of GPT's.
+    """
 
     name: str
     page: str
@@ -44,6 +50,9 @@ class Family:
     rules: tuple[Rule, ...]
     fills: tuple[Fill, ...] = ()
     drops: tuple[Drop, ...] = ()
+    model: ModelKind = "gpt"
+    unproven: tuple[str, ...] = ()
+    """What no test here can show, and why."""
 
     def to_mcore(self, config: Record) -> Record:
         """Megatron's values, outer and transformer fields in one record. BadInputError on any unknown HF field."""

@@ -124,7 +124,8 @@ class Only:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """An HF field without effect on weights or forward pass, and why."""
+    """An HF field without effect on weights or forward pass, and why. `other`: another value, to try that."""
 
     hf_name: str
     why: str
+    other: object = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..jobs.errors import BadInputError
 from .bindings import Binding, Model, Part, bindings, drop_reason
-from .blocks import Address, Block, Left, Plan, Task, TensorInfo, Tensors
+from .blocks import Address, Block, Left, Permutation, Plan, Task, TensorInfo, Tensors
 
 COPIED_DTYPES = ("BF16", "F16", "F32")
 
@@ -16,13 +16,14 @@ _NO_MODEL_STATE = re.compile(r"(^|\.)(optimizer|opt_param_scheduler|rng_state|re
 
 def plan_import(model: Model, tensors: Tensors) -> Plan:
     """HF tensors -> Megatron tasks. BadInputError on a tensor that is unknown, missing, misshapen or mixed in dtype."""
-    bound = tuple(bindings(model))
-    claimed = {part.name for binding in bound for part in binding.parts}
+    bound = bindings(model)
+    claimed = {part.source.name for binding in bound for part in binding.parts}
     dropped = tuple(_left(model, name) for name in tensors if name not in claimed)
     for binding in bound:
         for part in binding.parts:
-            _check_part(part, tensors)
+            _check_shape("HF tensor", part.source.name, (*part.stack, *part.shape), tensors)
     tasks = tuple(_import_task(binding, tensors) for binding in bound)
+    _check_dtypes(bound, tensors)
     _check_stacks(tasks)
     filled = {binding.target.name: binding.why_filled for binding in bound if binding.why_filled}
     return Plan(tasks=tasks, dropped=dropped, filled=tuple(Left(name=n, why=w) for n, w in filled.items()))
@@ -30,38 +31,71 @@ def plan_import(model: Model, tensors: Tensors) -> Plan:
 
 def plan_export(model: Model, tensors: Tensors) -> Plan:
     """Megatron tensors -> HF tasks, in HF's order. The same errors, and one for a shape that is not the config's."""
-    bound = tuple(bindings(model))
+    bound = bindings(model)
     targets = {binding.target.name for binding in bound}
     dropped = tuple(_left_behind(model, name) for name in tensors if name not in targets)
     for binding in bound:
-        _check_target(binding, tensors)
-    tasks = tuple(task for binding in bound for task in _export_tasks(binding, tensors))
+        expected = (*binding.stack, *binding.shape)
+        _check_shape("Megatron tensor", binding.target.name, expected, tensors, padded=binding.padded)
     zeros = tuple(Block(binding.target, 0, binding.shape[0]) for binding in bound if binding.why_filled)
-    return Plan(tasks=tuple(sorted(tasks, key=_hf_order)), dropped=dropped, must_be_zero=zeros)
+    tasks = tuple(sorted(_export_tasks(bound, tensors), key=_hf_order))
+    _check_stacks(tasks)
+    return Plan(tasks=tasks, dropped=dropped, must_be_zero=zeros)
 
 
 def _import_task(binding: Binding, tensors: Tensors) -> Task:
-    blocks = tuple(Block(Address(binding.parts[row.part].name), row.start, row.rows) for row in binding.row_blocks)
+    if binding.permutation:
+        [part] = binding.parts
+        blocks = (Block(part.source, 0, part.shape[0]),)
+    else:
+        blocks = tuple(Block(binding.parts[row.part].source, row.start, row.rows) for row in binding.row_blocks)
     return Task(
         target=binding.target,
         dtype=tensors[binding.like].dtype,
         shape=binding.shape,
         stack=binding.stack,
         blocks=_joined(blocks),
+        permutation=binding.permutation,
     )
 
 
-def _export_tasks(binding: Binding, tensors: Tensors) -> Iterable[Task]:
-    """The binding read backwards: each HF tensor's rows, from its first to its last."""
-    rows: defaultdict[int, list[tuple[int, Block]]] = defaultdict(list)
-    position = 0
-    for block in binding.row_blocks:
-        rows[block.part].append((block.start, Block(binding.target, position, block.rows)))
-        position += block.rows
-    for number, part in enumerate(binding.parts):
-        ordered = tuple(block for _, block in sorted(rows[number], key=lambda row: row[0]))
-        dtype = tensors[binding.target.name].dtype
-        yield Task(target=Address(part.name), dtype=dtype, shape=part.shape, blocks=_joined(ordered))
+def _export_tasks(bound: Iterable[Binding], tensors: Tensors) -> Iterable[Task]:
+    """The bindings read backwards: each HF tensor's rows, from its first to its last, of whatever holds them."""
+    parts: dict[Address, Part] = {}
+    rows: defaultdict[Address, list[tuple[int, Block]]] = defaultdict(list)
+    for binding in bound:
+        if binding.permutation:
+            yield _permuted_export(binding, binding.permutation, tensors)
+            continue
+        position = 0
+        for block in binding.row_blocks:
+            part = binding.parts[block.part]
+            parts[part.source] = part
+            rows[part.source].append((block.start, Block(binding.target, position, block.rows)))
+            position += block.rows
+    for source, part in parts.items():
+        blocks = tuple(block for _, block in sorted(rows[source], key=lambda row: row[0]))
+        dtype = _one_dtype(source, blocks, tensors)
+        yield Task(target=source, dtype=dtype, shape=part.shape, stack=part.stack, blocks=_joined(blocks))
+
+
+def _permuted_export(binding: Binding, permutation: Permutation, tensors: Tensors) -> Task:
+    [part] = binding.parts
+    return Task(
+        target=part.source,
+        dtype=tensors[binding.target.name].dtype,
+        shape=part.shape,
+        stack=part.stack,
+        blocks=(Block(binding.target, 0, binding.shape[0]),),
+        permutation=permutation.inverse(),
+    )
+
+
+def _one_dtype(source: Address, blocks: tuple[Block, ...], tensors: Tensors) -> str:
+    dtypes = {block.source.name: tensors[block.source.name].dtype for block in blocks}
+    if len(set(dtypes.values())) > 1:
+        raise _mixed(f"Megatron tensors that make HF tensor {str(source)!r}", dtypes)
+    return next(iter(dtypes.values()))
 
 
 def _joined(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
@@ -101,25 +135,22 @@ def _left_behind(model: Model, name: str) -> Left:
     )
 
 
-def _check_part(part: Part, tensors: Tensors) -> None:
-    info = tensors.get(part.name)
-    if info is None:
-        raise _missing("HF tensor", part.name, f"shape {list(part.shape)}")
-    _check_dtype(part.name, info)
-    if info.shape != part.shape:
-        raise _misshapen("HF tensor", part.name, info.shape, part.shape)
-
-
-def _check_target(binding: Binding, tensors: Tensors) -> None:
-    name = binding.target.name
-    expected = binding.shape if binding.stack is None else (binding.stack, *binding.shape)
+def _check_shape(side: str, name: str, expected: tuple[int, ...], tensors: Tensors, *, padded: bool = False) -> None:
     info = tensors.get(name)
     if info is None:
-        raise _missing("Megatron tensor", name, f"shape {list(expected)}")
+        raise _missing(side, name, f"shape {list(expected)}")
     _check_dtype(name, info)
-    longer = binding.padded and info.shape[1:] == expected[1:] and info.shape[0] > expected[0]
+    longer = padded and info.shape[1:] == expected[1:] and info.shape[0] > expected[0]
     if info.shape != expected and not longer:
-        raise _misshapen("Megatron tensor", name, info.shape, expected)
+        raise _misshapen(side, name, info.shape, expected)
+
+
+def _check_dtypes(bound: Iterable[Binding], tensors: Tensors) -> None:
+    """HF tensors that go into one Megatron tensor share a dtype: their bytes lie side by side there."""
+    for binding in bound:
+        dtypes = {part.source.name: tensors[part.source.name].dtype for part in binding.parts}
+        if len(set(dtypes.values())) > 1:
+            raise _mixed(f"HF tensors that make Megatron tensor '{binding.target}'", dtypes)
 
 
 def _check_dtype(name: str, info: TensorInfo) -> None:
@@ -134,7 +165,7 @@ def _check_dtype(name: str, info: TensorInfo) -> None:
 
 
 def _check_stacks(tasks: tuple[Task, ...]) -> None:
-    """Megatron holds all layers of a stack in one tensor, which has one dtype."""
+    """All slices of a stack are one tensor, which has one dtype."""
     first: dict[str, Task] = {}
     for task in tasks:
         other = first.setdefault(task.target.name, task)
@@ -142,10 +173,20 @@ def _check_stacks(tasks: tuple[Task, ...]) -> None:
             raise BadInputError(
                 "bad_tensor",
                 f"tensor {task.blocks[0].source.name!r}" if task.blocks else f"tensor {task.target}",
-                found=f"dtype {task.dtype}, while the same tensor of layer {other.target.index} is {other.dtype}",
-                expected="one dtype in all layers, since Megatron stacks them",
+                found=f"dtype {task.dtype}, while slice {list(other.target.index)} of '{task.target}' is {other.dtype}",
+                expected="one dtype in all layers and experts, since they are stacked in one tensor",
                 next_step="Cast the checkpoint to one dtype first.",
             )
+
+
+def _mixed(thing: str, dtypes: dict[str, str]) -> BadInputError:
+    return BadInputError(
+        "bad_tensor",
+        thing,
+        found=", ".join(f"{name} {dtype}" for name, dtype in dtypes.items()),
+        expected="one dtype",
+        next_step="Cast the checkpoint to one dtype first.",
+    )
 
 
 def _missing(side: str, name: str, expected: str) -> BadInputError:
@@ -168,8 +209,9 @@ def _misshapen(side: str, name: str, found: tuple[int, ...], expected: tuple[int
     )
 
 
-def _hf_order(task: Task) -> tuple[int, list[int | str]]:
+def _hf_order(task: Task) -> tuple[int, list[tuple[bool, int, str]], tuple[int, ...]]:
     """Embedding, layers by number, final norm, head: the order in which HF itself saves."""
     name = task.target.name
-    place = 0 if "embed_tokens" in name else 1 if ".layers." in name else 2 if name.startswith("model.") else 3
-    return place, [int(piece) if piece.isdigit() else piece for piece in name.split(".")]
+    place = 0 if "embed" in name else 1 if ".layers." in name else 3 if name.startswith("lm_head") else 2
+    pieces = [(piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in name.split(".")]
+    return place, pieces, task.target.index

@@ -103,7 +103,7 @@ WEIGHTS = (
     ),
     Rule(
         hf=(HFTensor(LAYER + "input_layernorm.weight", ("hidden",)),),
-        mcore="decoder.layers.self_attention.linear_qkv.layer_norm_weight",
+        mcore="decoder.layers.{layer}.self_attention.linear_qkv.layer_norm_weight",
     ),
     Rule(
         hf=(
@@ -111,27 +111,27 @@ WEIGHTS = (
             HFTensor(ATTENTION + "k_proj.weight", ("kv_rows", "hidden")),
             HFTensor(ATTENTION + "v_proj.weight", ("kv_rows", "hidden")),
         ),
-        mcore="decoder.layers.self_attention.linear_qkv.weight",
+        mcore="decoder.layers.{layer}.self_attention.linear_qkv.weight",
         layout=QueryGroups(),
     ),
     Rule(
         hf=(HFTensor(ATTENTION + "o_proj.weight", ("hidden", "q_rows")),),
-        mcore="decoder.layers.self_attention.linear_proj.weight",
+        mcore="decoder.layers.{layer}.self_attention.linear_proj.weight",
     ),
     Rule(
         hf=(HFTensor(LAYER + "post_attention_layernorm.weight", ("hidden",)),),
-        mcore="decoder.layers.mlp.linear_fc1.layer_norm_weight",
+        mcore="decoder.layers.{layer}.mlp.linear_fc1.layer_norm_weight",
     ),
     Rule(
         hf=(
             HFTensor(MLP + "gate_proj.weight", ("ffn", "hidden")),
             HFTensor(MLP + "up_proj.weight", ("ffn", "hidden")),
         ),
-        mcore="decoder.layers.mlp.linear_fc1.weight",
+        mcore="decoder.layers.{layer}.mlp.linear_fc1.weight",
     ),
     Rule(
         hf=(HFTensor(MLP + "down_proj.weight", ("hidden", "ffn")),),
-        mcore="decoder.layers.mlp.linear_fc2.weight",
+        mcore="decoder.layers.{layer}.mlp.linear_fc2.weight",
     ),
     Rule(
         hf=(HFTensor("model.norm.weight", ("hidden",)),),
@@ -151,23 +151,23 @@ BIASES = (
             HFTensor(ATTENTION + "k_proj.bias", ("kv_rows",)),
             HFTensor(ATTENTION + "v_proj.bias", ("kv_rows",)),
         ),
-        mcore="decoder.layers.self_attention.linear_qkv.bias",
+        mcore="decoder.layers.{layer}.self_attention.linear_qkv.bias",
         layout=QueryGroups(),
         when=attention_biased,
     ),
     Rule(
         hf=(HFTensor(ATTENTION + "o_proj.bias", ("hidden",)),),
-        mcore="decoder.layers.self_attention.linear_proj.bias",
+        mcore="decoder.layers.{layer}.self_attention.linear_proj.bias",
         when=attention_biased,
     ),
     Rule(
         hf=(HFTensor(MLP + "gate_proj.bias", ("ffn",)), HFTensor(MLP + "up_proj.bias", ("ffn",))),
-        mcore="decoder.layers.mlp.linear_fc1.bias",
+        mcore="decoder.layers.{layer}.mlp.linear_fc1.bias",
         when=mlp_biased,
     ),
     Rule(
         hf=(HFTensor(MLP + "down_proj.bias", ("hidden",)),),
-        mcore="decoder.layers.mlp.linear_fc2.bias",
+        mcore="decoder.layers.{layer}.mlp.linear_fc2.bias",
         when=mlp_biased,
     ),
 )
@@ -176,28 +176,28 @@ _EVERY_LINEAR = "Megatron's add_bias_linear gives every linear layer a bias; thi
 
 FILLS = (
     Fill(
-        mcore="decoder.layers.self_attention.linear_qkv.bias",
+        mcore="decoder.layers.{layer}.self_attention.linear_qkv.bias",
         shape=("qkv_rows",),
         like=ATTENTION + "q_proj.weight",
         why=_EVERY_LINEAR,
         when=only_mlp_biased,
     ),
     Fill(
-        mcore="decoder.layers.self_attention.linear_proj.bias",
+        mcore="decoder.layers.{layer}.self_attention.linear_proj.bias",
         shape=("hidden",),
         like=ATTENTION + "o_proj.weight",
         why=_EVERY_LINEAR,
         when=only_mlp_biased,
     ),
     Fill(
-        mcore="decoder.layers.mlp.linear_fc1.bias",
+        mcore="decoder.layers.{layer}.mlp.linear_fc1.bias",
         shape=("gated_ffn",),
         like=MLP + "gate_proj.weight",
         why=_EVERY_LINEAR,
         when=only_attention_biased,
     ),
     Fill(
-        mcore="decoder.layers.mlp.linear_fc2.bias",
+        mcore="decoder.layers.{layer}.mlp.linear_fc2.bias",
         shape=("hidden",),
         like=MLP + "down_proj.weight",
         why=_EVERY_LINEAR,

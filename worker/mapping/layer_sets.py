@@ -1,0 +1,47 @@
+"""Which layers a rule speaks of: pairs of HF's layer number and Megatron's."""
+
+from typing import cast
+
+from .record import Record
+
+LayerPairs = tuple[tuple[int, int], ...]
+"""(HF's number, Megatron's number)."""
+
+
+def every_layer(values: Record) -> LayerPairs:
+    """All decoder layers."""
+    return tuple((layer, layer) for layer in range(values.positive("num_layers")))
+
+
+def moe_layers(values: Record) -> LayerPairs:
+    """Decoder layers whose MLP is made of experts."""
+    return tuple((layer, layer) for layer, is_moe in enumerate(moe_pattern(values)) if is_moe)
+
+
+def dense_layers(values: Record) -> LayerPairs:
+    """Decoder layers with an ordinary MLP."""
+    return tuple((layer, layer) for layer, is_moe in enumerate(moe_pattern(values)) if not is_moe)
+
+
+def mtp_layers(values: Record) -> LayerPairs:
+    """Multi-token prediction: HF counts its layers on from the decoder's, Megatron from 0."""
+    layers = values.positive("num_layers")
+    return tuple((layers + number, number) for number in range(values.integer("mtp_num_layers", 0)))
+
+
+def moe_pattern(values: Record) -> tuple[bool, ...]:
+    """For each decoder layer, whether it has experts: `moe_layer_freq` as Megatron reads it."""
+    layers = values.positive("num_layers")
+    if values.get("num_moe_experts") is None:
+        return (False,) * layers
+    frequency = values.get("moe_layer_freq")
+    if isinstance(frequency, list | tuple):
+        return tuple(bool(item) for item in cast("list[int]", frequency))
+    every = values.positive("moe_layer_freq", 1)
+    return tuple(layer % every == 0 for layer in range(layers))
+
+
+def one_stack(values: Record) -> bool:
+    """Megatron keeps one tensor for all decoder layers, not one a layer (`TransformerBlock.sharded_state_dict`)."""
+    frequencies = (values.get("moe_layer_freq"), values.get("linear_attention_freq"))
+    return values.get("hybrid_layer_pattern") is None and all(value in (None, 1) for value in frequencies)
