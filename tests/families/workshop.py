@@ -10,7 +10,7 @@ from worker.handlers.run import run
 from worker.jobs.locations import LocalPaths
 from worker.jobs.spec import ExportSpec, ImportSpec
 
-from .random_llama import Variant, write
+from .case import Case, write
 
 
 @dataclass(slots=True)
@@ -21,15 +21,15 @@ class Workshop:
     socket: Path
     _made: set[Path] = field(default_factory=set[Path], init=False)
 
-    def source(self, variant: Variant) -> Path:
+    def source(self, case: Case) -> Path:
         """The HF checkpoint."""
-        return self._once(self.folder / variant.name / "hf", lambda path: write(variant, path))
+        return self._once(self.folder / case.name / "hf", lambda path: write(case, path))
 
-    def imported(self, variant: Variant) -> Path:
+    def imported(self, case: Case) -> Path:
         """Our import of it."""
-        source = self.source(variant)
+        source = self.source(case)
         return self._once(
-            self.folder / variant.name / "mcore",
+            self.folder / case.name / "mcore",
             lambda path: self.run(ImportSpec(source=str(source), target=str(path))),
         )
 

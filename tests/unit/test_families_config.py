@@ -48,7 +48,9 @@ def model(**changes: object) -> Model:
 
 
 def hf_tensors(of: Model) -> dict[str, Info]:
-    return {part.source.name: Info("BF16", (*part.stack, *part.shape)) for binding in bindings(of) for part in binding.parts}
+    return {
+        part.source.name: Info("BF16", (*part.stack, *part.shape)) for binding in bindings(of) for part in binding.parts
+    }
 
 
 def mcore_tensors(of: Model) -> dict[str, Info]:

@@ -28,12 +28,15 @@ class KeyValueHeads:
 
 @dataclass(frozen=True, slots=True)
 class HeadSize:
-    """`head_dim`, or hidden size / heads where it is left out."""
+    """`head_dim`; where it is left out `default`, the class's own number, or else hidden size / heads."""
 
+    default: int | None = None
     hf: tuple[str, ...] = field(default=("head_dim",), init=False)
     mcore: tuple[str, ...] = field(default=("kv_channels",), init=False)
 
     def to_mcore(self, config: Record) -> dict[str, object]:
+        if self.default and "head_dim" not in config.values:
+            return {"kv_channels": self.default}
         hidden, heads = config.positive("hidden_size"), config.positive("num_attention_heads")
         if config.get("head_dim") is None and hidden % heads:
             raise config.wrong("head_dim", f"a number, since hidden_size {hidden} is no multiple of {heads} heads")
@@ -65,6 +68,26 @@ class Biases:
                 "add_qkv_bias", "add_bias_linear too", "HF's Llama has a bias on o_proj wherever q, k, v have one."
             )
         return {"attention_bias": every, "mlp_bias": every}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBiases:
+    """HF has biases on q, k, v and o or none, and never on the MLP, whose biases in Megatron are zeros (`Fill`)."""
+
+    hf: tuple[str, ...] = field(default=("attention_bias",), init=False)
+    mcore: tuple[str, ...] = field(default=("add_bias_linear", "add_qkv_bias"), init=False)
+
+    def to_mcore(self, config: Record) -> dict[str, object]:
+        biased = config.boolean("attention_bias", False)
+        return {"add_bias_linear": biased, "add_qkv_bias": biased}
+
+    def to_hf(self, values: Record) -> dict[str, object]:
+        every, qkv = values.boolean("add_bias_linear", True), values.boolean("add_qkv_bias", False)
+        if qkv and not every:
+            raise values.unsupported(
+                "add_qkv_bias", "add_bias_linear too", "This HF class has a bias on o_proj wherever q, k, v have one."
+            )
+        return {"attention_bias": every}
 
 
 @dataclass(frozen=True, slots=True)

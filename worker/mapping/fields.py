@@ -96,7 +96,22 @@ class Fixed:
 
 
 _CHANGES_THE_FORWARD_PASS = frozenset(
-    {"normalization", "gated_linear_unit", "rotary_interleaved", "layernorm_zero_centered_gamma", "qk_layernorm"}
+    {
+        "normalization",
+        "gated_linear_unit",
+        "rotary_interleaved",
+        "layernorm_zero_centered_gamma",
+        "qk_layernorm",
+        "add_bias_linear",
+        "add_qkv_bias",
+        "moe_router_pre_softmax",
+        "moe_router_score_function",
+        "moe_shared_expert_gate",
+        "multi_latent_attention",
+        "position_embedding_type",
+        "attention_output_gate",
+        "softmax_type",
+    }
 )
 
 

@@ -1,11 +1,15 @@
 """Which layers a rule speaks of: pairs of HF's layer number and Megatron's."""
 
+from collections.abc import Callable
 from typing import cast
 
 from .record import Record
 
 LayerPairs = tuple[tuple[int, int], ...]
 """(HF's number, Megatron's number)."""
+
+Layers = Callable[[Record], LayerPairs]
+"""The layers of a model with these Megatron values."""
 
 
 def every_layer(values: Record) -> LayerPairs:

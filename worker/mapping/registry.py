@@ -3,12 +3,20 @@
 from ..jobs.errors import BadInputError
 from .families.llama import LLAMA
 from .families.mistral import MISTRAL
+from .families.mixtral import MIXTRAL
+from .families.qwen2 import QWEN2
+from .families.qwen3 import QWEN3
+from .families.qwen3_moe import QWEN3_MOE
 from .family import Family
 from .record import Record
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     MISTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    MIXTRAL,
 )
 
 

@@ -3,15 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .layer_sets import LayerPairs, every_layer
+from .layer_sets import Layers, every_layer
 from .layouts import Layout, Shape, Stacked
 from .record import Record
 
 When = Callable[[Record], bool]
 """A predicate on the HF config."""
-
-Layers = Callable[[Record], LayerPairs]
-"""The layers of a model with these Megatron values."""
 
 
 def always(config: Record) -> bool:

@@ -1,15 +1,18 @@
 """Llama 2, 3 and 3.x, SmolLM2, and whatever else loads as LlamaForCausalLM."""
 
+from dataclasses import replace
+
 from ..activation import Activation
 from ..attention import Biases, HeadSize, KeyValueHeads
 from ..family import Family
-from ..fields import Fixed, Ignored, Only, Renamed, same
+from ..fields import Field, Fixed, Ignored, Only, Renamed, same
 from ..hf_fields import WITHOUT_EFFECT
-from ..layouts import QueryGroups, Sizes
+from ..layouts import QueryGroups
 from ..precision import Precision
 from ..record import Record
 from ..rope import Rope
 from ..rules import Drop, Fill, HFTensor, Rule
+from ..sizes import sizes
 from ..vocabulary import Vocabulary
 
 LAYER = "model.layers.{layer}."
@@ -33,20 +36,24 @@ CONSTRUCTION = Fixed(
     }
 )
 
-SHAPE = (
-    same("hidden_size"),
-    Renamed("intermediate_size", "ffn_hidden_size"),
-    Renamed("num_hidden_layers", "num_layers"),
-    same("num_attention_heads"),
-    HeadSize(),
-    Vocabulary(),
-    Activation(),
-    Precision(),
-    Renamed("rms_norm_eps", "layernorm_epsilon", float, 1e-6),
-    Renamed("initializer_range", "init_method_std", float, 0.02),
-    same("attention_dropout", float, 0.0),
-    Renamed("tie_word_embeddings", "share_embeddings_and_output_weights", bool, False),
-)
+
+def decoder_shape(
+    *, eps: float = 1e-6, ties: bool = False, activations: tuple[str, ...] = ("silu",)
+) -> tuple[Field, ...]:
+    """Sizes, norms and precision of a decoder with `intermediate_size`; arguments are the HF class's own defaults."""
+    return (
+        same("hidden_size"),
+        Renamed("intermediate_size", "ffn_hidden_size"),
+        Renamed("num_hidden_layers", "num_layers"),
+        same("num_attention_heads"),
+        Vocabulary(),
+        Activation(activations),
+        Precision(),
+        Renamed("rms_norm_eps", "layernorm_epsilon", float, eps),
+        Renamed("initializer_range", "init_method_std", float, 0.02),
+        same("attention_dropout", float, 0.0),
+        Renamed("tie_word_embeddings", "share_embeddings_and_output_weights", bool, ties),
+    )
 
 
 def tied(config: Record) -> bool:
@@ -79,28 +86,23 @@ def only_attention_biased(config: Record) -> bool:
     return attention_biased(config) and not mlp_biased(config)
 
 
-def sizes(values: Record) -> Sizes:
-    """The named sizes of the rules below."""
-    head, groups = values.positive("kv_channels"), values.positive("num_query_groups")
-    ffn = values.positive("ffn_hidden_size")
-    return {
-        "layers": values.positive("num_layers"),
-        "hidden": values.positive("hidden_size"),
-        "vocab": values.positive("vocab_size"),
-        "groups": groups,
-        "q_rows": values.positive("num_attention_heads") * head,
-        "kv_rows": groups * head,
-        "qkv_rows": (values.positive("num_attention_heads") + 2 * groups) * head,
-        "ffn": ffn,
-        "gated_ffn": 2 * ffn,
-    }
-
-
-WEIGHTS = (
+EMBEDDINGS = (
     Rule(
         hf=(HFTensor("model.embed_tokens.weight", ("vocab", "hidden")),),
         mcore="embedding.word_embeddings.weight",
     ),
+    Rule(
+        hf=(HFTensor("model.norm.weight", ("hidden",)),),
+        mcore="decoder.final_layernorm.weight",
+    ),
+    Rule(
+        hf=(HFTensor("lm_head.weight", ("vocab", "hidden")),),
+        mcore="output_layer.weight",
+        when=untied,
+    ),
+)
+
+ATTENTION_WEIGHTS = (
     Rule(
         hf=(HFTensor(LAYER + "input_layernorm.weight", ("hidden",)),),
         mcore="decoder.layers.{layer}.self_attention.linear_qkv.layer_norm_weight",
@@ -118,6 +120,9 @@ WEIGHTS = (
         hf=(HFTensor(ATTENTION + "o_proj.weight", ("hidden", "q_rows")),),
         mcore="decoder.layers.{layer}.self_attention.linear_proj.weight",
     ),
+)
+
+MLP_WEIGHTS = (
     Rule(
         hf=(HFTensor(LAYER + "post_attention_layernorm.weight", ("hidden",)),),
         mcore="decoder.layers.{layer}.mlp.linear_fc1.layer_norm_weight",
@@ -133,28 +138,33 @@ WEIGHTS = (
         hf=(HFTensor(MLP + "down_proj.weight", ("hidden", "ffn")),),
         mcore="decoder.layers.{layer}.mlp.linear_fc2.weight",
     ),
+)
+
+WEIGHTS = (*EMBEDDINGS, *ATTENTION_WEIGHTS, *MLP_WEIGHTS)
+
+QK_NORMS = (
     Rule(
-        hf=(HFTensor("model.norm.weight", ("hidden",)),),
-        mcore="decoder.final_layernorm.weight",
+        hf=(HFTensor(ATTENTION + "q_norm.weight", ("head",)),),
+        mcore="decoder.layers.{layer}.self_attention.q_layernorm.weight",
     ),
     Rule(
-        hf=(HFTensor("lm_head.weight", ("vocab", "hidden")),),
-        mcore="output_layer.weight",
-        when=untied,
+        hf=(HFTensor(ATTENTION + "k_norm.weight", ("head",)),),
+        mcore="decoder.layers.{layer}.self_attention.k_layernorm.weight",
     ),
 )
 
-BIASES = (
-    Rule(
-        hf=(
-            HFTensor(ATTENTION + "q_proj.bias", ("q_rows",)),
-            HFTensor(ATTENTION + "k_proj.bias", ("kv_rows",)),
-            HFTensor(ATTENTION + "v_proj.bias", ("kv_rows",)),
-        ),
-        mcore="decoder.layers.{layer}.self_attention.linear_qkv.bias",
-        layout=QueryGroups(),
-        when=attention_biased,
+QKV_BIAS = Rule(
+    hf=(
+        HFTensor(ATTENTION + "q_proj.bias", ("q_rows",)),
+        HFTensor(ATTENTION + "k_proj.bias", ("kv_rows",)),
+        HFTensor(ATTENTION + "v_proj.bias", ("kv_rows",)),
     ),
+    mcore="decoder.layers.{layer}.self_attention.linear_qkv.bias",
+    layout=QueryGroups(),
+)
+
+BIASES = (
+    replace(QKV_BIAS, when=attention_biased),
     Rule(
         hf=(HFTensor(ATTENTION + "o_proj.bias", ("hidden",)),),
         mcore="decoder.layers.{layer}.self_attention.linear_proj.bias",
@@ -217,7 +227,8 @@ LLAMA = Family(
     architectures=("LlamaForCausalLM",),
     features=("GQA", "tied embeddings", "attention and MLP biases", "rope: default, llama3, linear, yarn"),
     fields=(
-        *SHAPE,
+        *decoder_shape(),
+        HeadSize(),
         KeyValueHeads(),
         Renamed("max_position_embeddings", "seq_length", int, 2048),
         Biases(),

@@ -1,11 +1,12 @@
 """Mistral 7B and its kin: Llama's tensors, no biases, a sliding window."""
 
-from ..attention import KeyValueHeads, NoBiases, SlidingWindow
+from ..attention import HeadSize, KeyValueHeads, NoBiases, SlidingWindow
 from ..family import Family
 from ..fields import Renamed
 from ..hf_fields import WITHOUT_EFFECT
 from ..rope import Rope
-from .llama import CONSTRUCTION, DROPS, SHAPE, WEIGHTS, sizes
+from ..sizes import sizes
+from .llama import CONSTRUCTION, DROPS, WEIGHTS, decoder_shape
 
 MISTRAL = Family(
     name="mistral",
@@ -14,7 +15,8 @@ MISTRAL = Family(
     architectures=("MistralForCausalLM",),
     features=("GQA", "tied embeddings", "sliding window", "rope: default, llama3, linear, yarn"),
     fields=(
-        *SHAPE,
+        *decoder_shape(),
+        HeadSize(),
         KeyValueHeads(default=8),
         Renamed("max_position_embeddings", "seq_length", int, 4096 * 32),
         NoBiases(),

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
-from tests.families.random_llama import VARIANTS, Variant
+from tests.families.case import Case
+from tests.families.selection import every_case
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import Ranks
-
-variants = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 
 def written(root: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
@@ -20,11 +18,11 @@ def written(root: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
     return tensors, {key for key, entry in entries.items() if isinstance(entry, BytesStorageMetadata)}
 
 
-@variants
+@every_case
 def test_keys_and_shapes_are_those_of_the_layers_that_trainers_use(
-    workshop: Workshop, megatron_with_transformer_engine: Ranks, variant: Variant
+    workshop: Workshop, megatron_with_transformer_engine: Ranks, case: Case
 ) -> None:
-    root = workshop.imported(variant)
+    root = workshop.imported(case)
     [(tensors, objects)] = megatron_with_transformer_engine.run(
         "tests.megatron.inventory:inventory", root=root, transformer_impl="transformer_engine"
     )
@@ -32,9 +30,9 @@ def test_keys_and_shapes_are_those_of_the_layers_that_trainers_use(
     assert written(root) == (tensors, objects | {"common_state/shard_0_1"})
 
 
-@variants
-def test_keys_and_shapes_hold_for_megatrons_local_layers(workshop: Workshop, megatron: Ranks, variant: Variant) -> None:
-    root = workshop.imported(variant)
+@every_case
+def test_keys_and_shapes_hold_for_megatrons_local_layers(workshop: Workshop, megatron: Ranks, case: Case) -> None:
+    root = workshop.imported(case)
     [(tensors, objects)] = megatron.run("tests.megatron.inventory:inventory", root=root, transformer_impl="local")
 
     our_tensors, our_objects = written(root)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.families.random_llama import BY_NAME, VARIANTS, Variant, logits
+from tests.families.case import BY_NAME, Case, logits
+from tests.families.selection import every_case
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import Ranks
 from worker.jobs.spec import ExportSpec
 
-variants = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 some_variants = pytest.mark.parametrize(
-    "variant", [BY_NAME[name] for name in ("gqa", "all-biases", "tied", "bfloat16", "mistral-yarn")], ids=str
+    "case", [BY_NAME[name] for name in ("gqa", "all-biases", "tied", "bfloat16", "mistral-yarn")], ids=str
 )
 trained = pytest.mark.parametrize("optimizer_format", ["fully_reshardable", "dp_reshardable"])
 
@@ -31,44 +31,44 @@ def tensors(folder: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes
     return read
 
 
-@variants
-def test_an_import_exports_bit_for_bit(workshop: Workshop, variant: Variant, target: Path) -> None:
-    workshop.run(ExportSpec(source=str(workshop.imported(variant)), target=str(target)))
+@every_case
+def test_an_import_exports_bit_for_bit(workshop: Workshop, case: Case, target: Path) -> None:
+    workshop.run(ExportSpec(source=str(workshop.imported(case)), target=str(target)))
 
-    assert tensors(target) == tensors(workshop.source(variant))
-
-
-@variants
-def test_transformers_loads_an_export(workshop: Workshop, variant: Variant, target: Path) -> None:
-    workshop.run(ExportSpec(source=str(workshop.imported(variant)), target=str(target)))
-
-    exported = logits(target, variant.tokens)
-
-    assert torch.equal(exported, logits(workshop.source(variant), variant.tokens))
+    assert tensors(target) == tensors(workshop.source(case))
 
 
-@variants
+@every_case
+def test_transformers_loads_an_export(workshop: Workshop, case: Case, target: Path) -> None:
+    workshop.run(ExportSpec(source=str(workshop.imported(case)), target=str(target)))
+
+    exported = logits(target, case.tokens)
+
+    assert torch.equal(exported, logits(workshop.source(case), case.tokens))
+
+
+@every_case
 def test_without_an_hf_config_the_model_config_is_enough(
-    workshop: Workshop, variant: Variant, target: Path, tmp_path: Path
+    workshop: Workshop, case: Case, target: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "mcore"
-    shutil.copytree(workshop.imported(variant), root, ignore=shutil.ignore_patterns("hf"))
+    shutil.copytree(workshop.imported(case), root, ignore=shutil.ignore_patterns("hf"))
 
     workshop.run(ExportSpec(source=str(root), target=str(target)))
 
-    assert torch.equal(logits(target, variant.tokens), logits(workshop.source(variant), variant.tokens))
+    assert torch.equal(logits(target, case.tokens), logits(workshop.source(case), case.tokens))
 
 
 def test_an_export_is_cut_into_shards_that_transformers_loads(workshop: Workshop, target: Path) -> None:
-    variant = BY_NAME["gqa"]
+    case = BY_NAME["gqa"]
 
-    spec = ExportSpec(source=str(workshop.imported(variant)), target=str(target), max_shard_bytes=40_000)
+    spec = ExportSpec(source=str(workshop.imported(case)), target=str(target), max_shard_bytes=40_000)
     workshop.run(spec)
 
     index = json.loads((target / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 3
-    assert tensors(target) == tensors(workshop.source(variant))
-    assert torch.equal(logits(target, variant.tokens), logits(workshop.source(variant), variant.tokens))
+    assert tensors(target) == tensors(workshop.source(case))
+    assert torch.equal(logits(target, case.tokens), logits(workshop.source(case), case.tokens))
 
 
 @some_variants
@@ -76,16 +76,16 @@ def test_an_export_is_cut_into_shards_that_transformers_loads(workshop: Workshop
 def test_what_megatron_saved_exports_bit_for_bit(
     workshop: Workshop,
     megatron_with_transformer_engine: Ranks,
-    variant: Variant,
+    case: Case,
     target: Path,
     tmp_path: Path,
     optimizer_format: str,
 ) -> None:
-    _train(workshop, megatron_with_transformer_engine, variant, tmp_path / "mcore", 1, 1, optimizer_format)
+    _train(workshop, megatron_with_transformer_engine, case, tmp_path / "mcore", 1, 1, optimizer_format)
 
-    _export(workshop, variant, tmp_path / "mcore", target)
+    _export(workshop, case, tmp_path / "mcore", target)
 
-    assert tensors(target) == tensors(workshop.source(variant))
+    assert tensors(target) == tensors(workshop.source(case))
 
 
 @pytest.mark.slow
@@ -95,39 +95,39 @@ def test_what_megatron_saved_exports_bit_for_bit(
 def test_what_two_megatron_ranks_saved_exports_bit_for_bit(
     workshop: Workshop,
     two_ranks: Ranks,
-    variant: Variant,
+    case: Case,
     target: Path,
     tmp_path: Path,
     tp_size: int,
     pp_size: int,
     optimizer_format: str,
 ) -> None:
-    _train(workshop, two_ranks, variant, tmp_path / "mcore", tp_size, pp_size, optimizer_format)
+    _train(workshop, two_ranks, case, tmp_path / "mcore", tp_size, pp_size, optimizer_format)
 
-    _export(workshop, variant, tmp_path / "mcore", target)
+    _export(workshop, case, tmp_path / "mcore", target)
 
-    assert tensors(target) == tensors(workshop.source(variant))
+    assert tensors(target) == tensors(workshop.source(case))
 
 
 @pytest.mark.slow
 @some_variants
 def test_what_four_megatron_ranks_saved_exports_bit_for_bit(
-    workshop: Workshop, four_ranks: Ranks, variant: Variant, target: Path, tmp_path: Path
+    workshop: Workshop, four_ranks: Ranks, case: Case, target: Path, tmp_path: Path
 ) -> None:
-    _train(workshop, four_ranks, variant, tmp_path / "mcore", 2, 2, "fully_reshardable")
+    _train(workshop, four_ranks, case, tmp_path / "mcore", 2, 2, "fully_reshardable")
 
-    _export(workshop, variant, tmp_path / "mcore", target)
+    _export(workshop, case, tmp_path / "mcore", target)
 
-    assert tensors(target) == tensors(workshop.source(variant))
+    assert tensors(target) == tensors(workshop.source(case))
 
 
 def _train(
-    workshop: Workshop, ranks: Ranks, variant: Variant, root: Path, tp_size: int, pp_size: int, optimizer_format: str
+    workshop: Workshop, ranks: Ranks, case: Case, root: Path, tp_size: int, pp_size: int, optimizer_format: str
 ) -> None:
     """A checkpoint that Megatron's training program saves at `root`: its weights are the source's."""
     ranks.run(
         "tests.megatron.saving:save_as_trained",
-        root=workshop.imported(variant),
+        root=workshop.imported(case),
         target=root,
         tp_size=tp_size,
         pp_size=pp_size,
@@ -135,7 +135,7 @@ def _train(
     )
 
 
-def _export(workshop: Workshop, variant: Variant, root: Path, target: Path) -> None:
+def _export(workshop: Workshop, case: Case, root: Path, target: Path) -> None:
     """A trainer leaves no config that we know: the source's is given."""
-    spec = ExportSpec(source=str(root), target=str(target), hf_config=str(workshop.source(variant)))
+    spec = ExportSpec(source=str(root), target=str(target), hf_config=str(workshop.source(case)))
     workshop.run(spec)
