@@ -34,23 +34,34 @@ Kind = type[int] | type[float] | type[bool] | type[str]
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """One value, two names. `default` is what HF's class takes where the field is absent; None: it is required."""
+    """One value, two names. `default` is what HF's class takes where the field is absent; None: it is required.
+
+    `also`: other HF spellings of it, which are read but not written.
+    """
 
     hf_name: str
     mcore_name: str
     kind: Kind = int
     default: int | float | bool | str | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def hf(self) -> tuple[str, ...]:
-        return (self.hf_name,)
+        return (self.hf_name, *self.also)
 
     @property
     def mcore(self) -> tuple[str, ...]:
         return (self.mcore_name,)
 
     def to_mcore(self, config: Record) -> dict[str, object]:
-        return {self.mcore_name: self._read(config, self.hf_name)}
+        return {self.mcore_name: self._read(config, self._spelling(config))}
+
+    def _spelling(self, config: Record) -> str:
+        used = [name for name in self.hf if config.get(name) is not None]
+        for name in used[1:]:
+            if config.get(name) != config.get(used[0]):
+                raise config.wrong(name, f"the same as {used[0]!r} ({config.get(used[0])!r})")
+        return used[0] if used else self.hf_name
 
     def to_hf(self, values: Record) -> dict[str, object]:
         return {self.hf_name: self._read(values, self.mcore_name)}

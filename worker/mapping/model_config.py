@@ -47,7 +47,7 @@ _BUILDERS = ("megatron.training.models.gpt.GPTModelBuilder",)
 
 # Upstream's constructor refuses these where the host lacks their kernels. The config says what the model is
 # trained with, whichever host writes it: they are set once it exists, and `for_this_host` switches them off.
-_REFUSED_WITHOUT_KERNELS = ("apply_rope_fusion",)
+_REFUSED_WITHOUT_KERNELS = ("apply_rope_fusion", "moe_permute_fusion")
 
 
 def build(values: MegatronValues) -> "GPTModelConfig":

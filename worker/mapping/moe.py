@@ -25,6 +25,8 @@ ROUTING = (
     Renamed("router_aux_loss_coef", "moe_aux_loss_coeff", float, 0.001),
 )
 
+ONE_NORMALIZED_EXPERT = "Megatron-Core weighs a single expert by its softmax; HF's weight, normalised, is always 1."
+
 
 @dataclass(frozen=True, slots=True)
 class NormalizedTopK:
@@ -36,10 +38,30 @@ class NormalizedTopK:
 
     def to_mcore(self, config: Record) -> dict[str, object]:
         normalized = config.boolean("norm_topk_prob", self.default)
+        if normalized and config.integer("num_experts_per_tok") == 1:
+            raise config.unsupported("num_experts_per_tok", "two or more", ONE_NORMALIZED_EXPERT)
         return {"moe_router_pre_softmax": not normalized, "moe_router_score_function": "softmax"}
 
     def to_hf(self, values: Record) -> dict[str, object]:
         return {"norm_topk_prob": not values.boolean("moe_router_pre_softmax", False)}
+
+
+@dataclass(frozen=True, slots=True)
+class AlwaysNormalized:
+    """HF's class always normalises the chosen experts' weights and has no field for it."""
+
+    hf: tuple[str, ...] = field(default=(), init=False)
+    mcore: tuple[str, ...] = field(default=("moe_router_pre_softmax", "moe_router_score_function"), init=False)
+
+    def to_mcore(self, config: Record) -> dict[str, object]:
+        if config.integer("num_experts_per_tok") == 1:
+            raise config.unsupported("num_experts_per_tok", "two or more", ONE_NORMALIZED_EXPERT)
+        return {"moe_router_pre_softmax": False, "moe_router_score_function": "softmax"}
+
+    def to_hf(self, values: Record) -> dict[str, object]:
+        if values.boolean("moe_router_pre_softmax", False):
+            raise values.unsupported("moe_router_pre_softmax", "false", "This HF class always normalises the weights.")
+        return {}
 
 
 @dataclass(frozen=True, slots=True)

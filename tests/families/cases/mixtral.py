@@ -13,5 +13,5 @@ def _case(name: str, changes: dict[str, object], control: dict[str, object] = OT
 CASES = (
     _case("mixtral", {}),
     _case("mixtral-window", {"sliding_window": 17, "num_key_value_heads": 1}, {"sliding_window": 18}),
-    _case("mixtral-tied-top-1", {"tie_word_embeddings": True, "num_experts_per_tok": 1}, {"num_experts_per_tok": 2}),
+    _case("mixtral-tied-top-3", {"tie_word_embeddings": True, "num_experts_per_tok": 3}, {"num_experts_per_tok": 2}),
 )

@@ -4,7 +4,7 @@ from ..attention import HeadSize, KeyValueHeads, NoBiases, SlidingWindow
 from ..family import Family
 from ..fields import Fixed, Ignored, Renamed
 from ..hf_fields import WITHOUT_EFFECT
-from ..moe import MOE_CONSTRUCTION, ROUTING, moe_rules
+from ..moe import MOE_CONSTRUCTION, ROUTING, AlwaysNormalized, moe_rules
 from ..rope import Rope
 from ..sizes import sizes
 from .llama import ATTENTION_WEIGHTS, CONSTRUCTION, DROPS, EMBEDDINGS, LAYER, decoder_shape
@@ -25,9 +25,10 @@ MIXTRAL = Family(
         SlidingWindow(),
         Rope(default_theta=1000000.0),
         CONSTRUCTION,
-        Renamed("num_local_experts", "num_moe_experts", int, 8),
+        Renamed("num_local_experts", "num_moe_experts", int, 8, also=("num_experts",)),
         *ROUTING,
-        Fixed({"moe_layer_freq": 1, "moe_router_pre_softmax": False, "moe_router_score_function": "softmax"}),
+        AlwaysNormalized(),
+        Fixed({"moe_layer_freq": 1}),
         MOE_CONSTRUCTION,
     ),
     ignored=(

@@ -36,7 +36,7 @@ QWEN3_MOE = Family(
         SwitchedWindow(),
         Rope(),
         CONSTRUCTION,
-        Renamed("num_experts", "num_moe_experts", int, 128),
+        Renamed("num_experts", "num_moe_experts", int, 128, also=("num_local_experts",)),
         Renamed("moe_intermediate_size", "moe_ffn_hidden_size", int, 768),
         *ROUTING,
         NormalizedTopK(),
