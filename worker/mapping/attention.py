@@ -55,11 +55,11 @@ class Biases:
     """
 
     hf: tuple[str, ...] = field(default=("attention_bias", "mlp_bias"), init=False)
-    mcore: tuple[str, ...] = field(default=("add_bias_linear", "add_qkv_bias"), init=False)
+    mcore: tuple[str, ...] = field(default=("add_bias_linear", "add_qkv_bias", "hf.mlp_bias"), init=False)
 
     def to_mcore(self, config: Record) -> dict[str, object]:
         attention, mlp = config.boolean("attention_bias", False), config.boolean("mlp_bias", False)
-        return {"add_bias_linear": attention or mlp, "add_qkv_bias": attention}
+        return {"add_bias_linear": attention or mlp, "add_qkv_bias": attention, "hf.mlp_bias": mlp}
 
     def to_hf(self, values: Record) -> dict[str, object]:
         every, qkv = values.boolean("add_bias_linear", True), values.boolean("add_qkv_bias", False)
@@ -67,7 +67,9 @@ class Biases:
             raise values.unsupported(
                 "add_qkv_bias", "add_bias_linear too", "HF's Llama has a bias on o_proj wherever q, k, v have one."
             )
-        return {"attention_bias": every, "mlp_bias": every}
+        if values.get("hf.mlp_bias") is None:  # no import wrote it: Megatron gives every layer a bias, or none
+            return {"attention_bias": every, "mlp_bias": every}
+        return {"attention_bias": qkv, "mlp_bias": values.boolean("hf.mlp_bias")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,10 @@ MODEL_FIELDS = frozenset(
 """Fields of upstream's outer `GPTModelConfig`; all others belong to its `TransformerConfig`."""
 
 
+ONLY_HF = "hf."
+"""Begins the names of values that HF tells apart and Megatron does not; they travel in the written metadata."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One spec sheet. `sizes` reads the named sizes of the rules off the Megatron values.
@@ -85,9 +89,10 @@ class Family:
 def megatron_values(family: Family, values: Record, source: str) -> MegatronValues:
     """`values` as upstream's classes take them; `source` is recorded beside them."""
     undeclared = {name: value for name, value in values.values.items() if name in UNDECLARED_YARN}
-    declared = {name: value for name, value in values.values.items() if name not in undeclared}
+    only_hf = {name: value for name, value in values.values.items() if name.startswith(ONLY_HF)}
+    declared = {name: value for name, value in values.values.items() if name not in undeclared | only_hf}
     return MegatronValues(
         model={name: value for name, value in declared.items() if name in MODEL_FIELDS},
         transformer={name: value for name, value in declared.items() if name not in MODEL_FIELDS},
-        extra={"family": family.name, "hf_source": source, "undeclared": undeclared},
+        extra={"family": family.name, "hf_source": source, "undeclared": undeclared, "only_hf": only_hf},
     )

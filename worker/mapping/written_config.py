@@ -23,7 +23,7 @@ def read_written(data: Mapping[str, object], origin: str) -> tuple[Family, Recor
             expected="a model_config.json that a Ferry import left",
             next_step="Give the HF config instead: `ferry export ... --hf-config DIR`.",
         )
-    undeclared = extra.section("undeclared") or Record({}, origin)
+    undeclared, only_hf = (extra.section(name) or Record({}, origin) for name in ("undeclared", "only_hf"))
     flat = {name: value for name, value in data.items() if name not in (_NESTED, _EXTRA)}
-    values = {**flat, **transformer.values, **undeclared.values}
+    values = {**flat, **transformer.values, **undeclared.values, **only_hf.values}
     return family_named(extra.text("family"), origin), Record(values, origin)
