@@ -10,7 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.models.gpt import GPTModelBuilder
 
-from worker.integration import load_model_config
+from worker.integration import for_this_host, load_model_config
 
 from .cpu import megatron_on
 from .model import set_parallelism
@@ -23,7 +23,7 @@ Inventory = tuple[dict[str, tuple[int, ...]], set[str]]
 def inventory(root: Path, transformer_impl: Implementation) -> Inventory:
     """What a model with the config at `root` saves and asks for; `transformer_impl` chooses the layer spec."""
     set_parallelism(1, 1)
-    config = load_model_config(root)
+    config = for_this_host(load_model_config(root))
     _prepare(config.transformer, transformer_impl)
     with megatron_on("meta"), torch.device("meta"):
         model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
@@ -37,6 +37,5 @@ def inventory(root: Path, transformer_impl: Implementation) -> Inventory:
 
 def _prepare(transformer: TransformerConfig, transformer_impl: Implementation) -> None:
     transformer.transformer_impl = transformer_impl
-    transformer.perform_initialization = False
-    if transformer_impl == "local":
-        transformer.persist_layer_norm = False
+    transformer.perform_initialization = transformer.use_cpu_initialization = False
+    transformer.moe_grouped_gemm = transformer_impl == "transformer_engine"

@@ -1,15 +1,19 @@
 """On a rank: a model built from an import's `model_config.json`, its weights loaded by Megatron, its logits."""
 
 import gc
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.models.gpt import GPTModelBuilder
 from torch import distributed
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from worker.integration import for_this_host, load_model_config
 
@@ -72,9 +76,36 @@ def load(model: GPTModel, root: Path) -> None:
     folder = checkpoint_folder(root)
     metadata = dist_checkpointing.load_content_metadata(str(folder))
     state = {"model": model.sharded_state_dict(metadata=metadata)}
+    if model.config.transformer_impl == "local":
+        use_transformer_engine_names(state, checkpoint_keys(folder))
     loaded = dist_checkpointing.load(state, str(folder))
     assert isinstance(loaded, dict)  # a tuple only where a strictness is asked for that reports keys
     model.load_state_dict(loaded["model"], strict=True)
+
+
+def checkpoint_keys(folder: Path) -> frozenset[str]:
+    """Every key of a checkpoint."""
+    return frozenset(FileSystemReader(folder).read_metadata().state_dict_metadata)
+
+
+# Upstream's two layer specs name some norms differently in checkpoints; trainers use Transformer Engine's names.
+_TRANSFORMER_ENGINE_NAMES = (
+    (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
+    (".self_attention.q_layernorm.", ".self_attention.linear_q_up_proj.layer_norm_"),
+    (".self_attention.kv_layernorm.", ".self_attention.linear_kv_up_proj.layer_norm_"),
+)
+
+
+def transformer_engine_name(key: str, keys: Collection[str]) -> str:
+    """The local spec's `key` as it is called among `keys`, which may have Transformer Engine's name for it."""
+    others = (key.replace(local, other) for local, other in _TRANSFORMER_ENGINE_NAMES)
+    return next((name for name in (key, *others) if name in keys), key)
+
+
+def use_transformer_engine_names(state: dict[str, Any], keys: Collection[str]) -> None:
+    """Let a model of local layers ask for its tensors by the names that a checkpoint with `keys` has."""
+    for value in nested_values(state):
+        value.key = transformer_engine_name(value.key, keys)
 
 
 def forward(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor | None:

@@ -67,6 +67,12 @@ def _fused_rope() -> bool:
     return _cuda() and rope_utils.fused_apply_rotary_pos_emb is not None
 
 
+def _fused_permutation() -> bool:
+    from megatron.core.extensions import transformer_engine
+
+    return _cuda() and transformer_engine.fused_permute is not None
+
+
 _transformer_engine = partial(_has, "transformer_engine")
 
 _SWITCHES = (
@@ -82,6 +88,12 @@ _SWITCHES = (
     _Switch("bias_dropout_fusion", _cuda, False),
     _Switch("cross_entropy_loss_fusion", _cuda, False),
     _Switch("use_cpu_initialization", _cuda, True),
+    # The local experts are a list of MLPs; their names in a checkpoint are the grouped ones'.
+    _Switch("moe_grouped_gemm", _transformer_engine, False),
+    _Switch("moe_permute_fusion", _fused_permutation, False),
+    _Switch("moe_router_fusion", _fused_permutation, False),
+    _Switch("moe_shared_expert_overlap", _cuda, False),
+    _Switch("moe_token_dispatcher_type", _cuda, "allgather"),
 )
 
 

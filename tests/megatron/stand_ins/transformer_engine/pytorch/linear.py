@@ -97,6 +97,8 @@ class LayerNormLinear(Linear):
 class GroupedLinear(ExtraState):
     """One layer per expert: `weight0`, `weight1`, ..."""
 
+    fp8, fp8_calibration = False, False
+
     def __init__(
         self,
         num_gemms: int,
@@ -112,6 +114,7 @@ class GroupedLinear(ExtraState):
         **unused: object,
     ) -> None:
         super().__init__()
+        self.fp8_meta = {"fp8_checkpoint": False}
         self.num_gemms, self.use_bias, self.return_bias = num_gemms, bias, return_bias
         self.in_features, self.out_features = _local_sizes(in_features, out_features, parallel_mode, tp_size)
         for expert in range(num_gemms):
@@ -120,6 +123,9 @@ class GroupedLinear(ExtraState):
             if bias:
                 zeros = torch.zeros(self.out_features, dtype=params_dtype, device=device)
                 self.register_parameter(f"bias{expert}", torch.nn.Parameter(zeros))
+
+    def init_fp8_metadata(self, num_gemms: int = 1) -> None:
+        """Nothing is quantized."""
 
     def forward(self, x: torch.Tensor, m_splits: Sequence[int], is_first_microbatch: bool | None = None) -> object:
         weights = [getattr(self, f"weight{expert}") for expert in range(self.num_gemms)]
