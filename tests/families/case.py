@@ -43,6 +43,12 @@ class Case:
         return self.name
 
     @property
+    def experts(self) -> int:
+        """How many experts a layer has; 0 in a dense model."""
+        spellings = ("num_experts", "num_local_experts", "n_routed_experts")
+        return next((number for name in spellings if isinstance(number := self.config.get(name), int)), 0)
+
+    @property
     def tokens(self) -> list[list[int]]:
         """Two sequences that use the whole vocabulary, its last entry included."""
         return [[(17 * place * (row + 1) + 256 * row) % VOCABULARY for place in range(self.length)] for row in range(2)]

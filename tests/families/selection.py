@@ -1,5 +1,7 @@
 """Which cases a law is tried on: all of them, of which each family's first ones are quick to run."""
 
+from collections.abc import Callable
+
 import pytest
 
 from worker.mapping.registry import FAMILIES
@@ -10,28 +12,24 @@ _QUICK = 2
 """Cases of a family that run without `slow` too."""
 
 
-def _parameter(case: Case, number: int) -> object:
-    return pytest.param(case, marks=() if number < _QUICK else pytest.mark.slow)
-
-
-every_case = pytest.mark.parametrize(
-    "case",
-    [_parameter(case, number) for family in FAMILIES for number, case in enumerate(cases_of(family))],
-    ids=str,
-)
-"""Every case of every family."""
-
-every_local_case = pytest.mark.parametrize(
-    "case",
-    [
-        _parameter(case, number)
+def _cases(wanted: Callable[[Case], bool]) -> pytest.MarkDecorator:
+    parameters = [
+        pytest.param(case, marks=() if number < _QUICK else pytest.mark.slow)
         for family in FAMILIES
         for number, case in enumerate(cases_of(family))
-        if not case.without_local
-    ],
-    ids=str,
-)
+        if wanted(case)
+    ]
+    return pytest.mark.parametrize("case", parameters, ids=str)
+
+
+every_case = _cases(lambda _: True)
+"""Every case of every family."""
+
+every_local_case = _cases(lambda case: not case.without_local)
 """Those that Megatron's local layers can express."""
+
+every_moe_case = _cases(lambda case: case.experts > 0)
+"""Those with experts."""
 
 first_cases = pytest.mark.parametrize("case", [cases_of(family)[0] for family in FAMILIES], ids=str)
 """One case a family."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.families.case import Case, logits
-from tests.families.selection import every_case, every_local_case
+from tests.families.selection import every_case, every_local_case, every_moe_case
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import Ranks
 
@@ -52,17 +52,28 @@ def test_the_layers_that_trainers_use_give_hfs_logits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tp_size", "pp_size"), [(2, 1), (1, 2)], ids=["TP2", "PP2"], scope="module")
+@pytest.mark.parametrize("parallelism", [{"tp_size": 2}, {"pp_size": 2}], ids=["TP2", "PP2"], scope="module")
 @every_case
 def test_parallel_ranks_give_hfs_logits(
-    workshop: Workshop, two_ranks: Ranks, case: Case, tp_size: int, pp_size: int, reference: np.ndarray
+    workshop: Workshop, two_ranks: Ranks, case: Case, parallelism: dict[str, int], reference: np.ndarray
 ) -> None:
     root = workshop.imported(case)
 
-    answers = two_ranks.run(
-        "tests.megatron.model:logits", root=root, tokens=case.tokens, tp_size=tp_size, pp_size=pp_size
-    )
+    answers = two_ranks.run("tests.megatron.model:logits", root=root, tokens=case.tokens, **parallelism)
 
     for ours in (answer for answer in answers if answer is not None):
         assert difference(ours, reference) < TOLERANCE
     assert answers[-1] is not None
+
+
+@pytest.mark.slow
+@every_moe_case
+def test_experts_on_two_ranks_give_hfs_logits(
+    workshop: Workshop, two_ranks: Ranks, case: Case, reference: np.ndarray
+) -> None:
+    root = workshop.imported(case)
+
+    answers = two_ranks.run("tests.megatron.model:logits", root=root, tokens=case.tokens, ep_size=2)
+
+    for ours in answers:
+        assert difference(ours, reference) < TOLERANCE

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
+from worker.handlers import config
 from worker.handlers.context import JobContext, Prepared
 from worker.handlers.model_configs import WarmModelConfigs
 from worker.handlers.run import run
 from worker.jobs.locations import LocalPaths
 from worker.jobs.spec import ExportSpec, ImportSpec
+from worker.mapping.family import Family
 
 from .case import Case, write
 
@@ -32,6 +35,12 @@ class Workshop:
             self.folder / case.name / "mcore",
             lambda path: self.run(ImportSpec(source=str(source), target=str(path))),
         )
+
+    def import_as(self, family: Family, case: Case, target: Path) -> Path:
+        """An import of the case's checkpoint under another page than its own."""
+        with mock.patch.object(config, "family_of", return_value=family):
+            self.run(ImportSpec(source=str(self.source(case)), target=str(target)))
+        return target
 
     def run(self, spec: ImportSpec | ExportSpec) -> None:
         """Do a job and publish its output."""

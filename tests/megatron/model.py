@@ -11,7 +11,6 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.training.models.gpt import GPTModelBuilder
 from torch import distributed
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
@@ -20,23 +19,29 @@ from worker.integration import for_this_host, load_model_config
 from .cpu import megatron_on
 
 
-def logits(root: Path, tokens: list[list[int]], tp_size: int = 1, pp_size: int = 1) -> np.ndarray | None:
+def logits(
+    root: Path, tokens: list[list[int]], tp_size: int = 1, pp_size: int = 1, ep_size: int = 1
+) -> np.ndarray | None:
     """[batch, length, vocabulary, padding included] of the checkpoint at `root`; None but on the last stage."""
     with megatron_on("cpu"), torch.no_grad():
-        model = build(root, tp_size, pp_size, torch.float32)
+        model = build(root, tp_size, pp_size, torch.float32, ep_size)
         load(model, root)
         answer = forward(model, torch.tensor(tokens))
     return None if answer is None else answer.numpy()
 
 
-def set_parallelism(tp_size: int, pp_size: int) -> None:
+def set_parallelism(tp_size: int, pp_size: int, ep_size: int = 1) -> None:
     """Make Megatron's groups over the ranks that there are."""
-    sizes = (parallel_state.get_tensor_model_parallel_world_size, parallel_state.get_pipeline_model_parallel_world_size)
+    sizes = (
+        parallel_state.get_tensor_model_parallel_world_size,
+        parallel_state.get_pipeline_model_parallel_world_size,
+        parallel_state.get_expert_model_parallel_world_size,
+    )
     if parallel_state.model_parallel_is_initialized():
-        if tuple(size() for size in sizes) == (tp_size, pp_size):
+        if tuple(size() for size in sizes) == (tp_size, pp_size, ep_size):
             return
         _leave_groups()
-    parallel_state.initialize_model_parallel(tp_size, pp_size)
+    parallel_state.initialize_model_parallel(tp_size, pp_size, expert_model_parallel_size=ep_size)
 
 
 def _leave_groups() -> None:
@@ -48,19 +53,20 @@ def _leave_groups() -> None:
     gc.collect()  # optimizers and models in cycles hold groups too
 
 
-def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = None) -> GPTModel:
+def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = None, ep_size: int = 1) -> Any:
     """This rank's part of the model, with random weights, in `dtype` or the config's own."""
-    set_parallelism(tp_size, pp_size)
+    set_parallelism(tp_size, pp_size, ep_size)
     config = for_this_host(load_model_config(root))
     config.parallel_output = False
     transformer = config.transformer
     transformer.tensor_model_parallel_size = tp_size
     transformer.pipeline_model_parallel_size = pp_size
+    transformer.expert_model_parallel_size = ep_size
     transformer.params_dtype = transformer.pipeline_dtype = dtype or transformer.params_dtype
     transformer.bf16 = transformer.params_dtype is torch.bfloat16
     transformer.fp16 = transformer.params_dtype is torch.float16
     config.finalize()
-    model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
+    model = config.get_builder_cls()(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
     # Training wraps the model in Float16Module, which does the same: the local norms are made in fp32.
     return model.to(transformer.params_dtype).eval()
 

@@ -64,8 +64,8 @@ class Ranks:
         deadline = time.monotonic() + _SECONDS
         answers = [rank.answer(deadline) for rank in self._ranks]
         for error in (answer for answer in answers if isinstance(answer, RankError)):
-            # The other ranks may wait for this one in a collective for ever.
-            self.close()
+            if self.size > 1:  # the other ranks may wait for this one in a collective for ever
+                self.close()
             raise error
         return answers
 

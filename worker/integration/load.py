@@ -70,7 +70,7 @@ def _fused_rope() -> bool:
 def _fused_permutation() -> bool:
     from megatron.core.extensions import transformer_engine
 
-    return _cuda() and transformer_engine.fused_permute is not None
+    return _cuda() and getattr(transformer_engine, "fused_permute", None) is not None
 
 
 _transformer_engine = partial(_has, "transformer_engine")

@@ -66,6 +66,7 @@ CASES = (
     _case("mlp-bias", {"mlp_bias": True}),
     _case("all-biases", {"attention_bias": True, "mlp_bias": True}),
     _case("fractional-theta", rope("default", 1234.5), rope("default", 1234.0)),
+    _case("wide", {"intermediate_size": 80}),
     _case("eps", {"rms_norm_eps": 1e-2}, {"rms_norm_eps": 1e-3}),
     _case("bfloat16", {"dtype": "bfloat16"}),
     _case("float16", {"dtype": "float16"}),

@@ -10,7 +10,7 @@ def _case(name: str, changes: dict[str, object], control: dict[str, object]) -> 
 
 CASES = (
     _case("mistral", {"sliding_window": None}, OTHER_THETA),
-    _case("mistral-window", {"sliding_window": 17}, {"sliding_window": 18}),
+    _case("mistral-window", {"sliding_window": 17, "intermediate_size": 80}, {"sliding_window": 18}),
     _case(
         "mistral-yarn",
         {"sliding_window": 17, "num_key_value_heads": 1, "tie_word_embeddings": True} | yarn(),

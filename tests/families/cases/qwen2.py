@@ -18,5 +18,5 @@ CASES = (
         {"sliding_window": 18},
     ),
     _case("qwen2-window-everywhere", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}),
-    _case("qwen2-yarn", yarn(), PLAIN),
+    _case("qwen2-yarn-wide", {"intermediate_size": 80} | yarn(), PLAIN),
 )

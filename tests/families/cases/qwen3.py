@@ -21,5 +21,5 @@ CASES = (
         },
         {"layer_types": ["full_attention", "sliding_attention"]},
     ),
-    _case("qwen3-yarn", yarn(), PLAIN),
+    _case("qwen3-yarn-wide", {"intermediate_size": 80} | yarn(), PLAIN),
 )

@@ -17,7 +17,7 @@ def _case(name: str, changes: dict[str, object], control: dict[str, object] = OT
 
 CASES = (
     _case("qwen3-moe", {}),
-    _case("qwen3-moe-dense-first", {"mlp_only_layers": [0], "num_hidden_layers": 3}),
+    _case("qwen3-moe-dense-first", {"mlp_only_layers": [0], "num_hidden_layers": 4}),
     _case("qwen3-moe-every-second", {"decoder_sparse_step": 2, "moe_intermediate_size": 40}),
     _case("qwen3-moe-not-normalized", {"norm_topk_prob": False}, {"norm_topk_prob": True}),
     _case("qwen3-moe-window", {"use_sliding_window": True, "sliding_window": 13}, {"sliding_window": 14}),

@@ -163,13 +163,16 @@ QKV_BIAS = Rule(
     layout=QueryGroups(),
 )
 
-BIASES = (
+ATTENTION_BIASES = (
     replace(QKV_BIAS, when=attention_biased),
     Rule(
         hf=(HFTensor(ATTENTION + "o_proj.bias", ("hidden",)),),
         mcore="decoder.layers.{layer}.self_attention.linear_proj.bias",
         when=attention_biased,
     ),
+)
+
+MLP_BIASES = (
     Rule(
         hf=(HFTensor(MLP + "gate_proj.bias", ("ffn",)), HFTensor(MLP + "up_proj.bias", ("ffn",))),
         mcore="decoder.layers.{layer}.mlp.linear_fc1.bias",
@@ -184,7 +187,7 @@ BIASES = (
 
 _EVERY_LINEAR = "Megatron's add_bias_linear gives every linear layer a bias; this model has none here"
 
-FILLS = (
+ATTENTION_FILLS = (
     Fill(
         mcore="decoder.layers.{layer}.self_attention.linear_qkv.bias",
         shape=("qkv_rows",),
@@ -199,6 +202,9 @@ FILLS = (
         why=_EVERY_LINEAR,
         when=only_mlp_biased,
     ),
+)
+
+MLP_FILLS = (
     Fill(
         mcore="decoder.layers.{layer}.mlp.linear_fc1.bias",
         shape=("gated_ffn",),
@@ -238,7 +244,7 @@ LLAMA = Family(
     ),
     ignored=(*WITHOUT_EFFECT, Ignored("is_llama_config", "a marker that no class reads")),
     sizes=sizes,
-    rules=(*WEIGHTS, *BIASES),
-    fills=FILLS,
+    rules=(*WEIGHTS, *ATTENTION_BIASES, *MLP_BIASES),
+    fills=(*ATTENTION_FILLS, *MLP_FILLS),
     drops=DROPS,
 )

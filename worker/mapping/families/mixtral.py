@@ -17,7 +17,6 @@ MIXTRAL = Family(
     features=("MoE", "GQA", "sliding window", "tied embeddings", "rope: default, llama3, linear, yarn"),
     fields=(
         *decoder_shape(eps=1e-5),
-        Renamed("intermediate_size", "moe_ffn_hidden_size"),
         HeadSize(),
         KeyValueHeads(default=8),
         Renamed("max_position_embeddings", "seq_length", int, 4096 * 32),

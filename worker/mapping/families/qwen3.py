@@ -7,7 +7,7 @@ from ..hf_fields import WITHOUT_EFFECT
 from ..rope import Rope
 from ..sizes import sizes
 from ..windows import UpperWindows
-from .llama import BIASES, CONSTRUCTION, DROPS, FILLS, QK_NORMS, WEIGHTS, decoder_shape
+from .llama import ATTENTION_BIASES, CONSTRUCTION, DROPS, MLP_FILLS, QK_NORMS, WEIGHTS, decoder_shape
 
 QWEN3 = Family(
     name="qwen3",
@@ -28,7 +28,7 @@ QWEN3 = Family(
     ),
     ignored=WITHOUT_EFFECT,
     sizes=sizes,
-    rules=(*WEIGHTS, *QK_NORMS, *BIASES),
-    fills=FILLS,
+    rules=(*WEIGHTS, *QK_NORMS, *ATTENTION_BIASES),
+    fills=MLP_FILLS,
     drops=DROPS,
 )
