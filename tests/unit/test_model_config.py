@@ -1,7 +1,9 @@
 """Upstream's config objects: built from values, through JSON and YAML and back, adapted to a host."""
 
 import json
+import pickle
 from collections.abc import Callable
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,18 @@ import yaml
 from megatron.core.activations import squared_relu
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+from megatron.training.models.hybrid import HybridModelConfig
 from torch.nn import functional
 
 from worker.integration import for_this_host, load_model_config
+from worker.integration.variants import VariantGPTModelConfig
 from worker.jobs.errors import BadInputError
 from worker.mapping.model_config import MegatronValues, build, from_json_dict, to_json_dict
 
 VALUES = MegatronValues(
+    kind="gpt",
     model={
         "vocab_size": 257,
         "should_pad_vocab": True,
@@ -53,6 +59,43 @@ VALUES = MegatronValues(
         "hf_source": "a model",
         "undeclared": {"yarn_rotary_scaling_factor": 16.0, "yarn_correction_range_round_to_int": False},
     },
+)
+
+
+LATENT = MegatronValues(
+    kind="gpt",
+    model={"vocab_size": 257, "position_embedding_type": "rope"},
+    transformer={
+        "multi_latent_attention": True,
+        "num_layers": 3,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "activation_func": "silu",
+        "rotary_base": 50000,
+        "rotary_scaling_factor": 32.0,
+        "num_moe_experts": 4,
+        "moe_layer_freq": [0, 1, 1],
+        "moe_router_topk_scaling_factor": 2.827,
+        "window_attn_skip_freq": [1, 0, 1],
+    },
+    extra={"family": "deepseek_v3", "hf_source": "hub:org/model@abc", "undeclared": {}},
+)
+HYBRID = MegatronValues(
+    kind="hybrid",
+    model={"vocab_size": 257, "hybrid_layer_pattern": "M*-E", "position_embedding_type": "none"},
+    transformer={
+        "num_layers": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "activation_func": "relu2",
+        "mamba_state_dim": 16,
+        "num_moe_experts": 4,
+    },
+    extra={"family": "nemotron_h", "hf_source": "a model", "undeclared": {}},
+)
+VARIANT = replace(VALUES, kind="variant", model={**VALUES.model, "embedding_scale": 8.0, "qk_norm_width": "full"})
+KINDS = pytest.mark.parametrize(
+    "values", [VALUES, LATENT, HYBRID, VARIANT], ids=["gpt", "latent attention", "hybrid", "variant"]
 )
 
 
@@ -92,19 +135,107 @@ def test_build_sets_the_undeclared_values_where_gpt_model_reads_them() -> None:
 
     assert vars(config.transformer)["yarn_rotary_scaling_factor"] == 16.0
     assert vars(config.transformer)["yarn_correction_range_round_to_int"] is False
-    assert config.extra_checkpoint_metadata == dict(VALUES.extra)
+    assert config.extra_checkpoint_metadata is not None
+    assert config.extra_checkpoint_metadata.items() >= VALUES.extra.items()
 
 
+@KINDS
+def test_each_kind_is_its_own_class_around_its_own_transformer_config(values: MegatronValues) -> None:
+    config = build(values)
+
+    latent = bool(values.transformer.get("multi_latent_attention"))
+    outer = {"gpt": GPTModelConfig, "hybrid": HybridModelConfig, "variant": VariantGPTModelConfig}[values.kind]
+    assert isinstance(config, outer)
+    assert type(config).__name__ == outer.__name__
+    assert isinstance(config.transformer, MLATransformerConfig if latent else TransformerConfig)
+    assert config.get_builder_cls().__name__ == outer.__name__.removesuffix("Config") + "Builder"
+
+
+@KINDS
+def test_every_value_arrives_where_it_belongs(values: MegatronValues) -> None:
+    written = through_json(to_json_dict(build(values)))
+
+    transformer: Any = written["transformer"]
+    assert {name: written[name] for name in values.model} == values.model
+    assert {name: transformer[name] for name in values.transformer} == values.transformer
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["num_layer", "rotaty_base", "vocab", "yarn_beta"])
+def test_a_name_that_no_class_declares_cannot_be_set(values: MegatronValues, name: str) -> None:
+    config = build(values)
+
+    for owner in (config, config.transformer, deepcopy(config), pickle.loads(pickle.dumps(config))):
+        with pytest.raises(AttributeError, match=f"no field '{name}'"):
+            setattr(owner, name, 1)
+
+
+def test_the_error_for_an_undeclared_name_says_what_may_have_been_meant() -> None:
+    with pytest.raises(AttributeError, match="did you mean 'num_layers'"):
+        build(VALUES).num_layer = 3
+
+
+@KINDS
+def test_a_declared_name_can_be_set_flat_and_reaches_its_owner(values: MegatronValues) -> None:
+    config = build(values)
+
+    config.tensor_model_parallel_size = 2
+    config.vocab_size = 300
+    config.rotary_base = 77
+
+    assert config.transformer.tensor_model_parallel_size == 2
+    assert (config.vocab_size, config.rotary_base) == (300, 77)
+    assert getattr(config.transformer, "rotary_base", 77) == 77
+
+
+@KINDS
+@pytest.mark.parametrize("twin", [deepcopy, copy, lambda config: pickle.loads(pickle.dumps(config))])
+def test_a_config_can_be_copied_and_pickled(values: MegatronValues, twin: Callable[[Any], Any]) -> None:
+    config = build(values)
+
+    assert to_json_dict(twin(config)) == to_json_dict(config)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("hub:org/model@abc", ("org/model", "abc")),
+        ("hub:org/model", ("org/model", None)),
+        (f"/cache/models--org--model/snapshots/{'0a' * 20}", ("org/model", "0a" * 20)),
+        (f"/cache/models--gpt2/snapshots/{'0a' * 20}/config.json", ("gpt2", "0a" * 20)),
+        ("/models/llama", ("/models/llama", None)),
+    ],
+)
+def test_the_source_and_its_revision_are_recorded(source: str, expected: tuple[str, str | None]) -> None:
+    extra = build(replace(VALUES, extra={**VALUES.extra, "hf_source": source})).extra_checkpoint_metadata
+
+    assert extra is not None
+    assert (extra["hf_source"], extra["hf_revision"]) == expected
+
+
+@KINDS
+def test_our_own_classes_are_written_under_the_name_that_trainers_import(values: MegatronValues) -> None:
+    written = to_json_dict(build(values))
+
+    ours = values.kind == "variant"
+    for name in ("_target_", "_builder_"):
+        assert str(written[name]).startswith("mcore_ferry.integration.variants." if ours else "megatron.training.")
+
+
+@KINDS
 @pytest.mark.parametrize("through", [through_json, through_yaml])
-def test_a_config_survives_a_file_exactly(through: Callable[[dict[str, object]], dict[str, object]]) -> None:
-    config = build(VALUES)
+def test_a_config_survives_a_file_exactly(
+    values: MegatronValues, through: Callable[[dict[str, object]], dict[str, object]]
+) -> None:
+    config = build(values)
 
     read = from_json_dict(through(to_json_dict(config)))
 
     assert read.as_dict() == config.as_dict()
     assert read.transformer.activation_func is config.transformer.activation_func
     assert to_json_dict(read) == to_json_dict(config)
-    assert vars(read.transformer)["yarn_rotary_scaling_factor"] == 16.0
+    for name, value in values.extra["undeclared"].items():
+        assert vars(read.transformer)[name] == value
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ..checkpoints.extents import Extent, Item, Permuted, TargetFile, Zeros
 from ..checkpoints.source import Source
 from ..jobs.errors import BadInputError
 from ..mapping.blocks import Block, Plan, Task
-from .copy import Segment, read_extent
+from .copy import Segment, read_extent, same_bytes
 from .digests import FileDigest, digest_of, file_digest, tensor_digests
 from .parts import cut_parts, part_bytes_for
 from .processes import CopyOptions, copy_parts
@@ -77,6 +77,21 @@ def refuse_nonzero(blocks: Iterable[Block], source: Source) -> None:
                 found="values other than zero",
                 expected="zeros, since the HF config has no such bias",
                 next_step="Export with --hf-config naming a config whose attention_bias and mlp_bias are true.",
+            )
+
+
+def refuse_unequal(pairs: Iterable[tuple[str, str]], source: Source) -> None:
+    """BadInputError where a tensor that is left out as a copy differs from what it is a copy of."""
+    for name, of in pairs:
+        extents = [source.rows(tensor, (), 0, source.tensors[tensor].shape[0]) for tensor in (name, of)]
+        kinds = [(source.tensors[tensor].dtype, source.tensors[tensor].shape) for tensor in (name, of)]
+        if kinds[0] != kinds[1] or not same_bytes(*extents):
+            raise BadInputError(
+                "bad_tensor",
+                f"HF tensor {name!r}",
+                found=f"other values than {of!r}",
+                expected="a copy of it: Megatron-Core has one tensor for both",
+                next_step="This checkpoint cannot be expressed; share the tensor in the HF model first.",
             )
 
 

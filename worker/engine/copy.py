@@ -3,8 +3,9 @@
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import xxhash
@@ -200,6 +201,20 @@ def read_extent(extent: Extent) -> bytes:
             return data
         case Permuted():
             return bytes(permuted(extent))
+
+
+def same_bytes(one: Iterable[Extent], other: Iterable[Extent]) -> bool:
+    """Whether two lists of extents hold the same bytes; read a buffer at a time."""
+    return all(a == b for a, b in zip_longest(_buffers(one), _buffers(other)))
+
+
+def _buffers(extents: Iterable[Extent]) -> Iterator[bytes]:
+    for extent in extents:
+        if isinstance(extent, Run):
+            for start in range(0, extent.length, BUFFER_BYTES):
+                yield _pread(extent.path, extent.offset + start, min(BUFFER_BYTES, extent.length - start))
+        else:
+            yield read_extent(extent)
 
 
 def _pread(path: Path, offset: int, length: int) -> bytes:

@@ -9,7 +9,7 @@ from ..checkpoints.identity import identities
 from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
 from ..checkpoints.safetensors_folder import SafetensorsFolder
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
-from ..engine.convert import items_of
+from ..engine.convert import items_of, refuse_unequal
 from ..engine.parts import part_bytes_for
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
@@ -51,6 +51,7 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     model = read_model(source)
     weights = SafetensorsFolder.open(source)
     plan = plan_import(model, weights.tensors)
+    refuse_unequal(plan.must_be_equal, weights)
     items = items_of(plan, weights)
     folder = iteration_name(spec.iteration)
     files = lay_out_items(items, folder, part_bytes_for(sum(item.nbytes for item in items)))

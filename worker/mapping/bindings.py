@@ -76,6 +76,16 @@ def drop_reason(model: Model, hf_name: str) -> str | None:
     return None
 
 
+def copies(model: Model) -> dict[str, str]:
+    """HF tensors that repeat another, and which."""
+    return {
+        copy.hf.replace(_LAYER, str(hf_layer)): copy.of
+        for copy in model.family.copies
+        if copy.when(model.hf)
+        for hf_layer, _ in copy.layers(model.mcore)
+    }
+
+
 def _pattern(drop: Drop) -> re.Pattern[str]:
     pattern = re.escape(drop.hf)
     for placeholder in (_LAYER, _EXPERT):

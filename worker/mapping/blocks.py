@@ -81,5 +81,7 @@ class Plan:
     tasks: tuple[Task, ...]
     dropped: tuple[Left, ...] = ()
     filled: tuple[Left, ...] = ()
+    must_be_equal: tuple[tuple[str, str], ...] = ()
+    """Source tensors of which one is left out since it repeats the other, or the plan does not hold."""
     must_be_zero: tuple[Block, ...] = ()
     """Source rows that have no place in the target: they carry nothing, or the plan does not hold."""

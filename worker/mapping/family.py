@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from ..jobs.errors import BadInputError
 from .fields import Field, Ignored
@@ -10,27 +9,8 @@ from .layouts import Sizes
 from .model_config import MegatronValues
 from .record import Record
 from .rope import UNDECLARED_YARN
-from .rules import Drop, Fill, Rule
-
-ModelKind = Literal["gpt", "hybrid", "variant"]
-
-MODEL_FIELDS = frozenset(
-    {
-        "vocab_size",
-        "should_pad_vocab",
-        "make_vocab_size_divisible_by",
-        "seq_length",
-        "share_embeddings_and_output_weights",
-        "position_embedding_type",
-        "rotary_percent",
-        "rotary_base",
-        "rope_scaling",
-        "rope_scaling_factor",
-        "seq_len_interpolation_factor",
-    }
-)
-"""Fields of upstream's outer `GPTModelConfig`; all others belong to its `TransformerConfig`."""
-
+from .rules import Copied, Drop, Fill, Rule
+from .upstream_classes import ModelKind, model_kind, outer_fields
 
 ONLY_HF = "hf."
 """Begins the names of values that HF tells apart and Megatron does not; they travel in the written metadata."""
@@ -54,6 +34,7 @@ class Family:
     rules: tuple[Rule, ...]
     fills: tuple[Fill, ...] = ()
     drops: tuple[Drop, ...] = ()
+    copies: tuple[Copied, ...] = ()
     model: ModelKind = "gpt"
     unproven: tuple[str, ...] = ()
     """What no test here can show, and why."""
@@ -91,8 +72,11 @@ def megatron_values(family: Family, values: Record, source: str) -> MegatronValu
     undeclared = {name: value for name, value in values.values.items() if name in UNDECLARED_YARN}
     only_hf = {name: value for name, value in values.values.items() if name.startswith(ONLY_HF)}
     declared = {name: value for name, value in values.values.items() if name not in undeclared | only_hf}
+    kind = model_kind(family.model, values)
+    outer = outer_fields(kind, values)
     return MegatronValues(
-        model={name: value for name, value in declared.items() if name in MODEL_FIELDS},
-        transformer={name: value for name, value in declared.items() if name not in MODEL_FIELDS},
+        kind=kind,
+        model={name: value for name, value in declared.items() if name in outer},
+        transformer={name: value for name, value in declared.items() if name not in outer},
         extra={"family": family.name, "hf_source": source, "undeclared": undeclared, "only_hf": only_hf},
     )

@@ -112,3 +112,119 @@ def moe_rules(norm: str, router: str, experts: str, gate: str, up: str, down: st
             ),
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExperts:
+    """`n_shared_experts`, each as wide as a routed one, are one MLP in both classes."""
+
+    default: int = 1
+    hf: tuple[str, ...] = field(default=("n_shared_experts",), init=False)
+    mcore: tuple[str, ...] = field(default=("moe_shared_expert_intermediate_size",), init=False)
+
+    def to_mcore(self, config: Record) -> dict[str, object]:
+        width = config.positive("moe_intermediate_size")
+        return {"moe_shared_expert_intermediate_size": config.positive("n_shared_experts", self.default) * width}
+
+    def to_hf(self, values: Record) -> dict[str, object]:
+        shared, width = values.positive("moe_shared_expert_intermediate_size"), values.positive("moe_ffn_hidden_size")
+        if shared % width:
+            raise values.wrong("moe_shared_expert_intermediate_size", f"a multiple of moe_ffn_hidden_size ({width})")
+        return {"n_shared_experts": shared // width}
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFirst:
+    """The first `first_k_dense_replace` layers have an ordinary MLP, the others experts."""
+
+    default: int = 0
+    hf: tuple[str, ...] = field(default=("first_k_dense_replace", "moe_layer_freq"), init=False)
+    mcore: tuple[str, ...] = field(default=("moe_layer_freq",), init=False)
+
+    def to_mcore(self, config: Record) -> dict[str, object]:
+        layers, dense = config.positive("num_hidden_layers"), config.integer("first_k_dense_replace", self.default)
+        if config.get("moe_layer_freq") not in (None, 1):
+            raise config.unsupported("moe_layer_freq", "1", "HF's class reads first_k_dense_replace alone.")
+        return {"moe_layer_freq": frequency([layer >= dense for layer in range(layers)])}
+
+    def to_hf(self, values: Record) -> dict[str, object]:
+        pattern = moe_pattern(values)
+        dense = pattern.index(True) if True in pattern else len(pattern)
+        if not all(pattern[dense:]):
+            raise values.unsupported("moe_layer_freq", "dense layers first", "HF's class knows no other order.")
+        return {"first_k_dense_replace": dense}
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """`n_group`, `topk_group`: only experts of the best groups are chosen; as many as there are means no limit."""
+
+    scores_summed: int
+    """How many of a group's best scores HF's class judges it by."""
+    hf: tuple[str, ...] = field(default=("n_group", "topk_group"), init=False)
+    mcore: tuple[str, ...] = field(
+        default=("moe_router_num_groups", "moe_router_group_topk", "group_scores_summed"), init=False
+    )
+
+    def to_mcore(self, config: Record) -> dict[str, object]:
+        groups, chosen = config.get("n_group"), config.get("topk_group")
+        if groups is None or groups == chosen:
+            return {"moe_router_num_groups": None, "moe_router_group_topk": None}
+        groups, chosen = config.positive("n_group"), config.positive("topk_group")
+        alike = config.positive("num_experts_per_tok") // chosen == self.scores_summed
+        own = {} if alike else {"group_scores_summed": self.scores_summed}
+        return {"moe_router_num_groups": groups, "moe_router_group_topk": chosen, **own}
+
+    def to_hf(self, values: Record) -> dict[str, object]:
+        if values.get("moe_router_num_groups") is None:
+            return {"n_group": 1, "topk_group": 1}
+        groups, chosen = values.positive("moe_router_num_groups"), values.positive("moe_router_group_topk")
+        if values.integer("group_scores_summed", values.positive("moe_router_topk") // chosen) != self.scores_summed:
+            why = "HF's class always judges a group by that many of its best scores."
+            raise values.unsupported("group_scores_summed", str(self.scores_summed), why)
+        return {"n_group": groups, "topk_group": chosen}
+
+
+# DeepSeek-V3's router and its kin: sigmoid scores, chosen with a bias that balances the experts, then normalised.
+SIGMOID_ROUTER = Fixed(
+    {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_dtype": "fp32",
+        "moe_router_bias_update_rate": 1e-3,
+        "moe_shared_expert_overlap": True,
+        "moe_grouped_gemm": True,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_permute_fusion": True,
+        "moe_router_load_balancing_type": "seq_aux_loss",
+        "moe_aux_loss_coeff": 1e-4,
+    }
+)
+
+
+def shared_expert_rules(prefix: str) -> tuple[Rule, ...]:
+    """The MLP beside the routed experts."""
+    return on(
+        moe_layers,
+        (
+            Rule(
+                hf=(
+                    HFTensor(prefix + "gate_proj.weight", ("shared_ffn", "hidden")),
+                    HFTensor(prefix + "up_proj.weight", ("shared_ffn", "hidden")),
+                ),
+                mcore="decoder.layers.{layer}.mlp.shared_experts.linear_fc1.weight",
+            ),
+            Rule(
+                hf=(HFTensor(prefix + "down_proj.weight", ("hidden", "shared_ffn")),),
+                mcore="decoder.layers.{layer}.mlp.shared_experts.linear_fc2.weight",
+            ),
+        ),
+    )
+
+
+def router_bias_rule(hf: str) -> tuple[Rule, ...]:
+    """The bias that balances the experts; fp32 in both, whatever the weights are."""
+    return on(
+        moe_layers,
+        (Rule(hf=(HFTensor(hf, ("experts",)),), mcore="decoder.layers.{layer}.mlp.router.expert_bias"),),
+    )

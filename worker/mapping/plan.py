@@ -2,11 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from ..jobs.errors import BadInputError
-from .bindings import Binding, Model, Part, bindings, drop_reason
+from .bindings import Binding, Model, Part, bindings, copies, drop_reason
 from .blocks import Address, Block, Left, Permutation, Plan, Task, TensorInfo, Tensors
+from .quantization import refuse_quantized
 
 COPIED_DTYPES = ("BF16", "F16", "F32")
 
@@ -16,9 +18,11 @@ _NO_MODEL_STATE = re.compile(r"(^|\.)(optimizer|opt_param_scheduler|rng_state|re
 
 def plan_import(model: Model, tensors: Tensors) -> Plan:
     """HF tensors -> Megatron tasks. BadInputError on a tensor that is unknown, missing, misshapen or mixed in dtype."""
+    refuse_quantized(model.hf)
     bound = bindings(model)
     claimed = {part.source.name for binding in bound for part in binding.parts}
-    dropped = tuple(_left(model, name) for name in tensors if name not in claimed)
+    repeated = {name: of for name, of in copies(model).items() if name in tensors}
+    dropped = tuple(_left(model, name, repeated) for name in tensors if name not in claimed)
     for binding in bound:
         for part in binding.parts:
             _check_shape("HF tensor", part.source.name, (*part.stack, *part.shape), tensors)
@@ -26,7 +30,12 @@ def plan_import(model: Model, tensors: Tensors) -> Plan:
     _check_dtypes(bound, tensors)
     _check_stacks(tasks)
     filled = {binding.target.name: binding.why_filled for binding in bound if binding.why_filled}
-    return Plan(tasks=tasks, dropped=dropped, filled=tuple(Left(name=n, why=w) for n, w in filled.items()))
+    return Plan(
+        tasks=tasks,
+        dropped=dropped,
+        filled=tuple(Left(name=name, why=why) for name, why in filled.items()),
+        must_be_equal=tuple(repeated.items()),
+    )
 
 
 def plan_export(model: Model, tensors: Tensors) -> Plan:
@@ -38,9 +47,11 @@ def plan_export(model: Model, tensors: Tensors) -> Plan:
         expected = (*binding.stack, *binding.shape)
         _check_shape("Megatron tensor", binding.target.name, expected, tensors, padded=binding.padded)
     zeros = tuple(Block(binding.target, 0, binding.shape[0]) for binding in bound if binding.why_filled)
-    tasks = tuple(sorted(_export_tasks(bound, tensors), key=_hf_order))
-    _check_stacks(tasks)
-    return Plan(tasks=tasks, dropped=dropped, must_be_zero=zeros)
+    tasks = {str(task.target): task for task in _export_tasks(bound, tensors)}
+    tasks |= {name: replace(tasks[of], target=Address(name)) for name, of in copies(model).items()}
+    ordered = tuple(sorted(tasks.values(), key=_hf_order))
+    _check_stacks(ordered)
+    return Plan(tasks=ordered, dropped=dropped, must_be_zero=zeros)
 
 
 def _import_task(binding: Binding, tensors: Tensors) -> Task:
@@ -110,7 +121,9 @@ def _joined(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
     return tuple(joined)
 
 
-def _left(model: Model, name: str) -> Left:
+def _left(model: Model, name: str, repeated: Mapping[str, str]) -> Left:
+    if name in repeated:
+        return Left(name=name, why=f"a copy of {repeated[name]}")
     why = drop_reason(model, name)
     if why is not None:
         return Left(name=name, why=why)

@@ -1,9 +1,15 @@
 """Every family there is, in one readable tuple; a new one is a page and a line here."""
 
 from ..jobs.errors import BadInputError
+from .families.deepseek_v3 import DEEPSEEK_V3
+from .families.gemma import GEMMA
+from .families.gemma2 import GEMMA2
+from .families.gemma3 import GEMMA3
 from .families.llama import LLAMA
+from .families.minimax_m2 import MINIMAX_M2
 from .families.mistral import MISTRAL
 from .families.mixtral import MIXTRAL
+from .families.olmoe import OLMOE
 from .families.qwen2 import QWEN2
 from .families.qwen3 import QWEN3
 from .families.qwen3_moe import QWEN3_MOE
@@ -17,7 +23,18 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3,
     QWEN3_MOE,
     MIXTRAL,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    OLMOE,
+    MINIMAX_M2,
+    DEEPSEEK_V3,
 )
+
+_PARTS_OF = {
+    "gemma3": "Gemma 3 with its vision tower: save its language model alone, as Gemma3ForCausalLM (gemma3_text).",
+}
+"""Models that hold one of ours among other parts, and how to take it out."""
 
 
 def family_of(config: Record) -> Family:
@@ -26,6 +43,8 @@ def family_of(config: Record) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
+    if model_type in _PARTS_OF:
+        raise config.unsupported("model_type", "a text model", _PARTS_OF[model_type])
     raise _unknown(f"{config.origin}: field 'model_type'", model_type)
 
 

@@ -64,3 +64,13 @@ class Drop:
     hf: str
     why: str
     when: When = always
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """An HF tensor that repeats another: checked on import where it is there, written again on export."""
+
+    hf: str
+    of: str
+    layers: Layers = every_layer
+    when: When = always

@@ -9,6 +9,7 @@ from ..fields import Field, Fixed, Ignored, Only, Renamed, same
 from ..hf_fields import WITHOUT_EFFECT
 from ..layouts import QueryGroups
 from ..precision import Precision
+from ..quantization import Storage
 from ..record import Record
 from ..rope import Rope
 from ..rules import Drop, Fill, HFTensor, Rule
@@ -49,6 +50,7 @@ def decoder_shape(
         Vocabulary(),
         Activation(activations),
         Precision(),
+        Storage(),
         Renamed("rms_norm_eps", "layernorm_epsilon", float, eps),
         Renamed("initializer_range", "init_method_std", float, 0.02),
         same("attention_dropout", float, 0.0),
