@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.families.test_logits import TOLERANCE, difference
-from tests.megatron.ranks import Ranks
+from tests.megatron.ranks import RankError, Ranks
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 257,
@@ -83,6 +84,9 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
+every_addition = pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, (_, _, outer) in MODELS.items() for field in outer]
+)
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -105,3 +109,58 @@ def test_transformer_engine_layers_give_hfs_logits(megatron_with_transformer_eng
     )
 
     assert difference(ours, reference) < TOLERANCE
+
+
+@every_addition
+def test_every_addition_shows_in_the_logits(megatron: Ranks, name: str, field: str) -> None:
+    given = arguments(name)
+    outer = {other: value for other, value in given["outer"].items() if other != field}
+
+    [(ours, reference)] = megatron.run("tests.megatron.variants:both_logits", **given | {"outer": outer}, impl="local")
+
+    assert difference(ours, reference) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    ],
+    ids=["full", "selective"],
+)
+@every_model
+def test_recomputing_gives_the_same_gradients(megatron: Ranks, name: str, recompute: dict[str, Any]) -> None:
+    [plain] = megatron.run("tests.megatron.variants:gradients", **arguments(name), recompute={})
+    [recomputed] = megatron.run("tests.megatron.variants:gradients", **arguments(name), recompute=recompute)
+
+    assert plain.keys() == recomputed.keys()
+    assert all(np.array_equal(plain[parameter], recomputed[parameter]) for parameter in plain)
+    assert all(plain[parameter].any() for parameter in plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [2, 4])
+def test_a_norm_of_heads_on_two_ranks_is_one_norm(two_ranks: Ranks, heads: int) -> None:
+    answers = two_ranks.run("tests.megatron.variants:norm_of_cut_heads", heads=heads)
+
+    assert answers == [[True, True, True]] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "transformer", "outer", "field"),
+    [
+        ("olmoe", {"qk_layernorm": True}, {}, "qk_layernorm"),
+        ("olmoe", {}, {"sandwich_norms": True}, "num_moe_experts"),
+        ("gemma3", {}, {"position_embedding_type": "none"}, "position_embedding_type"),
+        ("gemma2", {"apply_query_key_layer_scaling": True}, {}, "apply_query_key_layer_scaling"),
+    ],
+)
+def test_a_contradiction_is_refused_by_name(
+    megatron: Ranks, name: str, transformer: dict[str, Any], outer: dict[str, Any], field: str
+) -> None:
+    given = arguments(name)
+    given |= {"transformer": given["transformer"] | transformer, "outer": given["outer"] | outer}
+
+    with pytest.raises(RankError, match=f"field '{field}'"):
+        megatron.run("tests.megatron.variants:both_logits", **given, impl="local")

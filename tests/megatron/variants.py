@@ -1,11 +1,17 @@
-"""On a rank: our variant of Megatron's model with the weights of a random HF model, copied by hand, and both's logits."""
+"""On a rank: our variant of Megatron's model with a random HF model's weights, copied by hand; logits of both."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from megatron.core.activations import fast_gelu
+from megatron.core.fusions import fused_softmax
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import random
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
@@ -63,6 +69,38 @@ def build(hf: Values, transformer: Values, outer: Values, impl: str) -> Any:
         transformer=config, vocab_size=hf["vocab_size"], seq_length=128, parallel_output=False, **outer
     )
     return model_config.get_builder_cls()(model_config).build_model(ProcessGroupCollection.use_mpu_process_groups())
+
+
+def gradients(hf: Values, transformer: Values, outer: Values, recompute: Values) -> dict[str, np.ndarray]:
+    """Of every parameter, for the sum of some logits; `recompute` says what the backward pass computes once more."""
+    torch.manual_seed(0)
+    set_parallelism(1, 1)
+    with megatron_on("cpu"), _recomputing_on_cpu():
+        model = build(hf, transformer | recompute, outer, "local")
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        answer = forward(model.train(), torch.arange(2 * 32).reshape(2, 32))
+        assert answer is not None
+        answer[..., ::7].sum().backward()
+    return {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@contextmanager
+def _recomputing_on_cpu() -> Iterator[None]:
+    """Megatron's recomputation puts CUDA's random states back, and runs outside of `megatron_on`: so do its masks."""
+    with ExitStack() as stack:
+        for name in ("_get_cuda_rng_state", "_set_cuda_rng_state"):
+            stack.enter_context(mock.patch.object(random, name, return_value=None))
+        for name in ("get_default_causal_mask", "get_sliding_window_causal_mask"):
+            stack.enter_context(
+                mock.patch.object(fused_softmax, name, partial(_made_on_cpu, getattr(fused_softmax, name)))
+            )
+        yield
+
+
+def _made_on_cpu(make: Callable[..., Tensor], *args: Any) -> Tensor:
+    with megatron_on("cpu"):
+        return make(*args)
 
 
 def norm_of_cut_heads(heads: int) -> list[bool]:

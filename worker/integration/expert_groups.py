@@ -1,46 +1,55 @@
 """Group-limited routing as DeepSeek's models do it, whatever number of a group's scores they sum."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
-from torch import nn
 
 
-@dataclass(frozen=True, slots=True)
+class TopK(Protocol):
+    """Chooses `topk` experts for each token: their scores and indices, both [tokens, topk]."""
+
+    def __call__(
+        self, scores: torch.Tensor, topk: int, num_groups: int | None = None, group_topk: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
 class GroupChoice:
-    """Chooses experts in the place where Megatron-Core's router asks its replay (`RouterReplay`), under that name.
+    """Stands where a router keeps its replay: upstream calls it in place of its own choice.
 
-    Megatron judges a group by its best `topk // group_topk` scores; DeepSeek-V2 by the best one, V3 by the best two.
+    Megatron judges a group by its best `topk // group_topk` scores, DeepSeek-V2 by the best one, V3 by the best two.
+    A trainer's recording and replaying of routes goes on behind it.
     """
 
-    scores_summed: int
+    def __init__(self, scores_summed: int, replay: Any) -> None:
+        self._scores_summed, self._replay = scores_summed, replay
+        self.layer_number: int | None = None
 
     def get_replay_topk(
-        self,
-        scores: torch.Tensor,
-        topk: int,
-        num_groups: int | None,
-        group_topk: int | None,
-        compute_topk: Callable[..., Any],
+        self, scores: torch.Tensor, topk: int, num_groups: int | None, group_topk: int | None, default: TopK
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores [tokens, experts] -> the chosen experts' scores and numbers [tokens, topk]."""
-        if not num_groups or not group_topk:
-            return compute_topk(scores, topk, num_groups, group_topk)
-        grouped = scores.unflatten(-1, (num_groups, -1))  # [tokens, groups, experts of a group]
-        judged = grouped.topk(self.scores_summed, dim=-1).values.sum(dim=-1)
-        kept = torch.zeros_like(judged, dtype=torch.bool).scatter(1, judged.topk(group_topk, dim=-1).indices, True)
-        allowed = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
-        return cast("tuple[torch.Tensor, torch.Tensor]", torch.topk(allowed, k=topk, dim=-1))
+        """Upstream's contract, with our choice for `default`."""
+        if self._replay is None:
+            return self.choose(scores, topk, num_groups, group_topk)
+        return self._replay.get_replay_topk(scores, topk, num_groups, group_topk, self.choose)
+
+    def choose(
+        self, scores: torch.Tensor, topk: int, num_groups: int | None = None, group_topk: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `topk` best experts of the `group_topk` best groups. `scores` [tokens, experts]."""
+        assert num_groups and group_topk
+        grouped: Any = cast(Any, scores).unflatten(-1, (num_groups, -1))  # [tokens, groups, experts of a group]
+        judged: Any = grouped.topk(self._scores_summed, dim=-1).values.sum(dim=-1)
+        chosen = judged.topk(group_topk, dim=-1, sorted=False).indices
+        outside: Any = torch.ones_like(judged, dtype=torch.bool).scatter(-1, chosen, False)
+        allowed: Any = grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
+        best = allowed.topk(topk, dim=-1)
+        return best.values, best.indices
 
 
-def judge_groups(model: nn.Module, scores_summed: int) -> None:
+def judge_groups(model: torch.nn.Module, scores_summed: int) -> None:
     """Let every router of a stage choose its groups so."""
-    for module in cast("list[nn.Module]", list(model.modules())):
+    for module in model.modules():
         if isinstance(module, TopKRouter):
-            if module.config.moe_router_fusion or module.config.moe_enable_routing_replay:
-                raise ValueError("group_scores_summed needs moe_router_fusion and moe_enable_routing_replay off")
             router: Any = module
-            router.router_replay = GroupChoice(scores_summed)
+            router.router_replay = GroupChoice(scores_summed, router.router_replay)

@@ -1,6 +1,6 @@
 """What Megatron-Core's latent attention lacks: norms with an epsilon of their own, queries without a norm."""
 
-from typing import Any, cast
+from typing import Any
 
 from megatron.core.models.backends import get_backend
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
@@ -45,5 +45,4 @@ def unnorm_queries(model: nn.Module) -> None:
 
 def latent_attentions(model: nn.Module) -> list[Any]:
     """Every latent attention of a stage, MTP's included."""
-    modules = cast("list[nn.Module]", list(model.modules()))
-    return [module for module in modules if isinstance(module, MLASelfAttention)]
+    return [module for module in model.modules() if isinstance(module, MLASelfAttention)]

@@ -1,7 +1,7 @@
 """Two rope bases in one model: the layers with a window have their own, without any scaling."""
 
 from copy import copy
-from typing import Any, override
+from typing import Any, cast, override
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
@@ -33,9 +33,9 @@ class TwoRotaryEmbeddings(torch.nn.Module):
 
 def _with_base(full: RotaryEmbedding, base: float) -> RotaryEmbedding:
     """A copy of `full` that rotates as many channels with another base, at its unscaled positions."""
-    local = copy(full)
+    local: Any = copy(full)
     local.seq_len_interpolation_factor = None
     channels = 2 * full.inv_freq.numel()
     exponents = torch.arange(0, channels, 2, dtype=torch.float32, device=full.inv_freq.device) / channels
     local.inv_freq = 1.0 / base**exponents
-    return local
+    return cast(RotaryEmbedding, local)

@@ -1,5 +1,8 @@
 """Norms that Megatron-Core lacks: zero-centred without Transformer Engine, over all heads at once, after a layer."""
 
+# Megatron-Core leaves half of its functions without types, and torch some: that is not ours to report.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from functools import cache
 from typing import Any, override
 
@@ -22,7 +25,8 @@ class ZeroCenteredRMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps)
-        self.weight.sequence_parallel = config.sequence_parallel
+        # Megatron sums the gradients of weights that bear this mark over tensor-parallel ranks.
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     @override
     def reset_parameters(self) -> None:

@@ -4,6 +4,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, override
 
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
@@ -81,7 +82,8 @@ def adapt(model: GPTModel, config: VariantGPTModelConfig) -> None:
     if config.final_logit_softcap is not None and model.post_process:
         softcap_output(model.output_layer, config.final_logit_softcap)
     if config.local_rotary_base is not None:
-        model.rotary_pos_emb = TwoRotaryEmbeddings(cast(Any, model.rotary_pos_emb), config.local_rotary_base)
+        full = cast(RotaryEmbedding, model.rotary_pos_emb)  # where `position_embedding_type` is "rope"
+        model.rotary_pos_emb = cast(Any, TwoRotaryEmbeddings(full, config.local_rotary_base))
 
 
 def _refuse_contradictions(config: VariantGPTModelConfig) -> None:

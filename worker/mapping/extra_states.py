@@ -9,7 +9,6 @@ _STATELESS = (
     "output_layer",
     "mlp.router",
     "mlp.shared_experts",  # its gate_weight; the layers below it keep theirs
-    "self_attention.core_attention",
 )
 """Ends of module names that keep none: Megatron's own modules, not Transformer Engine's."""
 

@@ -115,6 +115,24 @@ def moe_rules(norm: str, router: str, experts: str, gate: str, up: str, down: st
 
 
 @dataclass(frozen=True, slots=True)
+class SeveralExperts:
+    """Experts of a token whose sigmoid scores HF divides by their sum; Megatron divides those of two or more."""
+
+    default: int
+    hf: tuple[str, ...] = field(default=("num_experts_per_tok",), init=False)
+    mcore: tuple[str, ...] = field(default=("moe_router_topk",), init=False)
+
+    def to_mcore(self, config: Record) -> dict[str, object]:
+        chosen = config.positive("num_experts_per_tok", self.default)
+        if chosen == 1:
+            raise config.unsupported("num_experts_per_tok", "two or more", ONE_NORMALIZED_EXPERT)
+        return {"moe_router_topk": chosen}
+
+    def to_hf(self, values: Record) -> dict[str, object]:
+        return {"num_experts_per_tok": values.positive("moe_router_topk")}
+
+
+@dataclass(frozen=True, slots=True)
 class SharedExperts:
     """`n_shared_experts`, each as wide as a routed one, are one MLP in both classes."""
 

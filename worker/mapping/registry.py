@@ -1,10 +1,13 @@
 """Every family there is, in one readable tuple; a new one is a page and a line here."""
 
 from ..jobs.errors import BadInputError
+from .families.deepseek_v2 import DEEPSEEK_V2
 from .families.deepseek_v3 import DEEPSEEK_V3
 from .families.gemma import GEMMA
 from .families.gemma2 import GEMMA2
 from .families.gemma3 import GEMMA3
+from .families.glm4_moe import GLM4_MOE
+from .families.gpt_oss import GPT_OSS
 from .families.llama import LLAMA
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mistral import MISTRAL
@@ -28,7 +31,10 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA3,
     OLMOE,
     MINIMAX_M2,
+    DEEPSEEK_V2,
     DEEPSEEK_V3,
+    GLM4_MOE,
+    GPT_OSS,
 )
 
 _PARTS_OF = {

@@ -5,8 +5,8 @@ from typing import Any
 from tests.families.case import VOCABULARY, Case, Shapes
 from tests.families.cases.llama import OTHER_THETA, PLAIN, yarn
 
-_LOCAL = "Megatron's local core attention takes values as wide as keys"
-_SHAPE: dict[str, object] = {
+LOCAL = "Megatron's local core attention takes values as wide as keys"
+SHAPE: dict[str, object] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 48,
@@ -63,8 +63,8 @@ def _mtp(config: dict[str, Any]) -> Shapes:
 
 
 def _case(name: str, changes: dict[str, object], control: dict[str, object] = OTHER_THETA, **options: Any) -> Case:
-    config = {**_SHAPE, **changes}
-    return Case(name=name, model_type="deepseek_v3", config=config, control=control, without_local=_LOCAL, **options)
+    config = {**SHAPE, **changes}
+    return Case(name=name, model_type="deepseek_v3", config=config, control=control, without_local=LOCAL, **options)
 
 
 CASES = (

@@ -7,13 +7,13 @@ from tests.families.cases.gemma import SHAPE_OF_GEMMA
 
 _SHAPE: dict[str, object] = {
     **SHAPE_OF_GEMMA,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 4,
     "query_pre_attn_scalar": 24,
     "sliding_window": 13,
     "attn_logit_softcapping": 0.7,
     "final_logit_softcapping": 5.0,
 }
-_WINDOWS = ["full_attention", "sliding_attention", "sliding_attention"]
+_WINDOWS = ["full_attention", *["sliding_attention"] * 3]
 
 
 def _old_spelling(config: dict[str, Any]) -> dict[str, Any]:

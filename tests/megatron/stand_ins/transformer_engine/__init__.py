@@ -7,4 +7,4 @@ It lets Megatron-Core build, name and run the layers that trainers use. Paramete
 from . import common, pytorch
 
 __all__ = ["common", "pytorch"]
-__version__ = "2.6.0"
+__version__ = "2.8.0"

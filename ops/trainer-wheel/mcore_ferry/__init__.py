@@ -1,0 +1,1 @@
+"""Ferry for trainers: mapping between Hugging Face and Megatron-Core, and what loads and builds its imports."""
