@@ -12,6 +12,7 @@ from .families.llama import LLAMA
 from .families.minimax_m2 import MINIMAX_M2
 from .families.mistral import MISTRAL
 from .families.mixtral import MIXTRAL
+from .families.nemotron import NEMOTRON
 from .families.olmoe import OLMOE
 from .families.qwen2 import QWEN2
 from .families.qwen3 import QWEN3
@@ -35,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     DEEPSEEK_V3,
     GLM4_MOE,
     GPT_OSS,
+    NEMOTRON,
 )
 
 _PARTS_OF = {

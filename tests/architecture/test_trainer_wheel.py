@@ -1,0 +1,89 @@
+"""The trainers' wheel stands alone: built, installed and imported where nothing of the service is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+GEMMA3 = {
+    "model_type": "gemma3_text",
+    "vocab_size": 257,
+    "hidden_size": 48,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the wheel was installed into."""
+    wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
+    offline = ("--no-deps", "--quiet", "--disable-pip-version-check")
+    pip("wheel", "--no-build-isolation", "--wheel-dir", wheels, *offline, PROJECT / "ops" / "trainer-wheel")
+    pip("install", "--no-index", "--target", target, *offline, *wheels.glob("mcore_ferry-*.whl"))
+    return target
+
+
+def pip(*arguments: str | Path) -> None:
+    """Run pip in this environment."""
+    subprocess.run([sys.executable, "-m", "pip", *arguments], check=True, cwd=PROJECT)
+
+
+def beside_it(installed: Path, *statements: str) -> str:
+    """What a trainer prints that has the wheel and no copy of Ferry's service; its output goes to stderr elsewhere."""
+    preamble = (
+        "import sys",
+        f"sys.path[:] = [{str(installed)!r}, *(path for path in sys.path if path not in ('', {str(PROJECT)!r}))]",
+        "from importlib.util import find_spec",
+        "assert find_spec('worker') is None and find_spec('api') is None",
+    )
+    code = "\n".join((*preamble, *statements))
+    return subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True, cwd=installed)
+
+
+def test_every_module_imports_without_the_service(installed: Path) -> None:
+    printed = beside_it(
+        installed,
+        "import importlib, pkgutil, mcore_ferry",
+        "names = [module.name for module in pkgutil.walk_packages(mcore_ferry.__path__, 'mcore_ferry.')]",
+        "for name in names: importlib.import_module(name)",
+        "print(*names)",
+    )
+
+    assert {"mcore_ferry.integration.variants", "mcore_ferry.engine.copy"} <= set(printed.split())
+
+
+def test_integration_offers_what_it_does_in_the_service(installed: Path) -> None:
+    from worker import integration
+
+    printed = beside_it(installed, "import mcore_ferry.integration as found; print(*found.__all__)")
+
+    assert printed.split() == integration.__all__
+
+
+def test_a_written_variant_opens_as_the_wheels_own_class(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA3))
+    written = tmp_path / "model_config.json"
+    write = (
+        "import json; from pathlib import Path",
+        "from worker.mapping import to_megatron_model_config",
+        "from worker.mapping.model_config import to_json_dict",
+        f"config = to_json_dict(to_megatron_model_config({str(tmp_path)!r}))",
+        f"Path({str(written)!r}).write_text(json.dumps(config))",
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", "\n".join(write)], check=True, cwd=PROJECT)
+
+    printed = beside_it(
+        installed,
+        "from mcore_ferry.integration import load_model_config",
+        f"config = load_model_config({str(written)!r})",
+        "print(type(config).__module__, config.get_builder_cls().__module__, config.local_rotary_base)",
+    )
+
+    assert printed.split()[-3:] == ["mcore_ferry.integration.variants"] * 2 + ["10000.0"]
