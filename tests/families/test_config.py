@@ -18,7 +18,12 @@ def as_transformers_reads(config: dict[str, Any]) -> dict[str, Any]:
     """Every field of HF's own class for this config.json, defaults filled in."""
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**config).to_dict()
+    return AutoConfig.for_model(**json.loads(json.dumps(config), object_hook=_float)).to_dict()
+
+
+def _float(written: dict[str, Any]) -> Any:
+    """JSON has no infinity; transformers writes an object for it."""
+    return float(written["__float__"]) if "__float__" in written else written
 
 
 def lost_fields(family: Family, hf: Record) -> set[str]:

@@ -140,6 +140,21 @@ def test_recomputing_gives_the_same_gradients(megatron: Ranks, name: str, recomp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3"])
+def test_norms_on_two_ranks_with_a_cut_sequence_have_the_gradients_of_one(
+    megatron: Ranks, two_ranks: Ranks, name: str
+) -> None:
+    given = arguments(name)
+    given["hf"] |= {"vocab_size": 256}  # no padding, which would be drawn otherwise on two ranks
+    [reference] = megatron.run("tests.megatron.variants:gradients_of_norms", **given, tp_size=1)
+
+    answers = two_ranks.run("tests.megatron.variants:gradients_of_norms", **given, tp_size=2)
+
+    for ours in answers:
+        assert all(difference(ours[norm], reference[norm]) < TOLERANCE for norm in reference)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [2, 4])
 def test_a_norm_of_heads_on_two_ranks_is_one_norm(two_ranks: Ranks, heads: int) -> None:
     answers = two_ranks.run("tests.megatron.variants:norm_of_cut_heads", heads=heads)

@@ -5,15 +5,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest import mock
+from zlib import crc32
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.activations import fast_gelu
 from megatron.core.fusions import fused_softmax
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import random
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 
 from worker.integration.variant_norms import AllHeadsRMSNorm
@@ -83,6 +85,44 @@ def gradients(hf: Values, transformer: Values, outer: Values, recompute: Values)
         assert answer is not None
         answer[..., ::7].sum().backward()
     return {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def gradients_of_norms(hf: Values, transformer: Values, outer: Values, tp_size: int) -> dict[str, np.ndarray]:
+    """As a trainer has them after its sums over ranks; with several, the sequence is cut between the layers."""
+    set_parallelism(tp_size, 1)
+    cut = {"tensor_model_parallel_size": tp_size, "sequence_parallel": tp_size > 1}
+    with megatron_on("cpu"):
+        model = build(hf, transformer | cut, outer, "local")
+        for name, parameter in model.named_parameters():
+            parameter.data = _cut(_drawn(name, parameter, tp_size), name, parameter, tp_size)
+        answer = forward(model.train(), torch.arange(2 * 32).reshape(2, 32))
+        assert answer is not None
+        answer[..., : hf["vocab_size"]].square().mean().backward()
+    norms = {name: parameter for name, parameter in model.named_parameters() if "norm" in name}
+    for name, parameter in norms.items():
+        if tp_size > 1 and (
+            getattr(parameter, "sequence_parallel", False)
+            or name.endswith(("q_layernorm.weight", "k_layernorm.weight"))
+        ):
+            distributed.all_reduce(parameter.grad)
+    return {name: parameter.grad.numpy() for name, parameter in norms.items()}
+
+
+def _drawn(name: str, parameter: Tensor, tp_size: int) -> Tensor:
+    """The whole of a parameter, the same on all ranks and for all `tp_size`."""
+    shape = list(parameter.shape)
+    if getattr(parameter, "tensor_model_parallel", False):
+        shape[parameter.partition_dim] *= tp_size
+    return 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+
+
+def _cut(whole: Tensor, name: str, parameter: Tensor, tp_size: int) -> Tensor:
+    """This rank's part: of fc1, a part of the gate and one of the up projection."""
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return whole
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    halves = whole.chunk(2) if "linear_fc1" in name else (whole,)
+    return torch.cat([half.chunk(tp_size, parameter.partition_dim)[rank] for half in halves])
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def _objects(model: Model, iteration: int | None) -> dict[str, object]:
         "iteration": iteration or 0,
         "content_metadata": _CONTENT_METADATA,
     }
-    states: dict[str, object] = {key: [None] for key in extra_states(bindings(model))}
+    states: dict[str, object] = {key: [None] for key in extra_states(model.family.model, bindings(model))}
     return {**states, "common_state/shard_0_1": [common]}
 
 

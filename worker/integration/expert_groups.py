@@ -37,7 +37,8 @@ class GroupChoice:
         self, scores: torch.Tensor, topk: int, num_groups: int | None = None, group_topk: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The `topk` best experts of the `group_topk` best groups. `scores` [tokens, experts]."""
-        assert num_groups and group_topk
+        assert num_groups is not None
+        assert group_topk is not None
         grouped: Any = cast(Any, scores).unflatten(-1, (num_groups, -1))  # [tokens, groups, experts of a group]
         judged: Any = grouped.topk(self._scores_summed, dim=-1).values.sum(dim=-1)
         chosen = judged.topk(group_topk, dim=-1, sorted=False).indices

@@ -88,6 +88,7 @@ _SWITCHES = (
     _Switch("bias_dropout_fusion", _cuda, False),
     _Switch("cross_entropy_loss_fusion", _cuda, False),
     _Switch("use_cpu_initialization", _cuda, True),
+    _Switch("use_mamba_mem_eff_path", _cuda, False),
     # The local experts are a list of MLPs; their names in a checkpoint are the grouped ones'.
     _Switch("moe_grouped_gemm", _transformer_engine, False),
     _Switch("moe_permute_fusion", _fused_permutation, False),

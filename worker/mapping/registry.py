@@ -13,6 +13,7 @@ from .families.minimax_m2 import MINIMAX_M2
 from .families.mistral import MISTRAL
 from .families.mixtral import MIXTRAL
 from .families.nemotron import NEMOTRON
+from .families.nemotron_h import NEMOTRON_H
 from .families.olmoe import OLMOE
 from .families.qwen2 import QWEN2
 from .families.qwen3 import QWEN3
@@ -37,6 +38,7 @@ FAMILIES: tuple[Family, ...] = (
     GLM4_MOE,
     GPT_OSS,
     NEMOTRON,
+    NEMOTRON_H,
 )
 
 _PARTS_OF = {

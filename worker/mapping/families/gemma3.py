@@ -14,6 +14,7 @@ from .gemma import GEMMA_IGNORED, TanhGelu, gemma_shape, tied_by_default
 from .gemma2 import SANDWICHED_WEIGHTS, AttentionScale, EveryNthLayerFull
 from .llama import ATTENTION_BIASES, DROPS, MLP_FILLS, QK_NORMS
 
+_LONGEST = 131072
 _GLOBAL, _LOCAL = Rope(default_theta=1_000_000.0), Rope(default_theta=10_000.0)
 
 
@@ -52,7 +53,7 @@ def _one_rope(config: Record, layer_type: str, theta: str, scaling: object) -> R
         "rope_theta": config.get(theta),
         "rope_scaling": scaling,
         "rope_parameters": None if parameters is None else dict(parameters.values),
-        "max_position_embeddings": config.get("max_position_embeddings"),
+        "max_position_embeddings": config.positive("max_position_embeddings", _LONGEST),
     }
     return Record(flat, f"{config.origin}: {layer_type}")
 
@@ -66,7 +67,7 @@ GEMMA3 = Family(
     fields=(
         *gemma_shape(TanhGelu("hidden_activation", "hidden_act")),
         KeyValueHeads(default=4),
-        Renamed("max_position_embeddings", "seq_length", int, 131072),
+        Renamed("max_position_embeddings", "seq_length", int, _LONGEST),
         RopeByLayerType(),
         AttentionScale(),
         Softcap("final_logit_softcapping", "final_logit_softcap"),
