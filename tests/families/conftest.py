@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.families.case import Case
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import Ranks
 
@@ -45,6 +46,19 @@ def two_ranks() -> Iterator[Ranks]:
     """Two ranks with Megatron's local layers."""
     with closing(Ranks(2)) as ranks:
         yield ranks
+
+
+@pytest.fixture(scope="session")
+def two_ranks_with_transformer_engine() -> Iterator[Ranks]:
+    """Two ranks with the layers that trainers use."""
+    with closing(Ranks(2, transformer_engine=True)) as ranks:
+        yield ranks
+
+
+@pytest.fixture
+def two_ranks_for(case: Case, two_ranks: Ranks, two_ranks_with_transformer_engine: Ranks) -> Ranks:
+    """Two ranks with layers that can express the case: local ones, or those that trainers use."""
+    return two_ranks_with_transformer_engine if case.without_local else two_ranks
 
 
 @pytest.fixture(scope="module")

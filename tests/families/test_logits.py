@@ -55,11 +55,11 @@ def test_the_layers_that_trainers_use_give_hfs_logits(
 @pytest.mark.parametrize("parallelism", [{"tp_size": 2}, {"pp_size": 2}], ids=["TP2", "PP2"], scope="module")
 @every_case
 def test_parallel_ranks_give_hfs_logits(
-    workshop: Workshop, two_ranks: Ranks, case: Case, parallelism: dict[str, int], reference: np.ndarray
+    workshop: Workshop, two_ranks_for: Ranks, case: Case, parallelism: dict[str, int], reference: np.ndarray
 ) -> None:
     root = workshop.imported(case)
 
-    answers = two_ranks.run("tests.megatron.model:logits", root=root, tokens=case.tokens, **parallelism)
+    answers = two_ranks_for.run("tests.megatron.model:logits", root=root, tokens=case.tokens, **parallelism)
 
     for ours in (answer for answer in answers if answer is not None):
         assert difference(ours, reference) < TOLERANCE
@@ -69,11 +69,11 @@ def test_parallel_ranks_give_hfs_logits(
 @pytest.mark.slow
 @every_moe_case
 def test_experts_on_two_ranks_give_hfs_logits(
-    workshop: Workshop, two_ranks: Ranks, case: Case, reference: np.ndarray
+    workshop: Workshop, two_ranks_for: Ranks, case: Case, reference: np.ndarray
 ) -> None:
     root = workshop.imported(case)
 
-    answers = two_ranks.run("tests.megatron.model:logits", root=root, tokens=case.tokens, ep_size=2)
+    answers = two_ranks_for.run("tests.megatron.model:logits", root=root, tokens=case.tokens, ep_size=2)
 
     for ours in answers:
         assert difference(ours, reference) < TOLERANCE

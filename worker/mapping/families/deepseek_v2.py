@@ -70,7 +70,7 @@ DEEPSEEK_V2 = Family(
     ),
     ignored=(
         *WITHOUT_EFFECT,
-        Ignored("head_dim", "HF's class sets it to qk_rope_head_dim, whatever is written"),
+        Ignored("head_dim", "HF's class sets it to qk_rope_head_dim, whatever is written", other=16),
         Ignored("qk_head_dim", "HF's class sets it to the sum of both parts, whatever is written"),
         Ignored("ep_size", "a trainer's expert parallelism"),
         Ignored("seq_aux", "shapes the training loss, not the forward pass"),

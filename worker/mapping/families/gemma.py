@@ -92,7 +92,7 @@ def gemma_shape(activation: TanhGelu) -> tuple[Field, ...]:
 
 GEMMA_IGNORED = (
     *WITHOUT_EFFECT,
-    Ignored("cache_implementation", "how generation keeps keys and values"),
+    Ignored("cache_implementation", "how generation keeps keys and values", other="static"),
 )
 
 GEMMA = Family(

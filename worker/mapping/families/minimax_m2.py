@@ -113,7 +113,7 @@ MINIMAX_M2 = Family(
         *WITHOUT_EFFECT,
         Ignored("auto_map", "names remote code; HF's own class is used"),
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
-        Ignored("router_jitter_noise", "noise on the experts' input while HF trains; evaluation has none"),
+        Ignored("router_jitter_noise", "noise on the experts' input while HF trains; evaluation has none", other=0.1),
         Ignored("sliding_window", "HF's class has no window, whatever is written"),
         Ignored("use_mtp", _NO_MTP),
         Ignored("num_mtp_modules", _NO_MTP),

@@ -33,7 +33,7 @@ MIXTRAL = Family(
     ignored=(
         *WITHOUT_EFFECT,
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
-        Ignored("router_jitter_noise", "noise on the router's input while HF trains; evaluation has none"),
+        Ignored("router_jitter_noise", "noise on the router's input while HF trains; evaluation has none", other=0.1),
     ),
     sizes=sizes,
     rules=(

@@ -330,7 +330,7 @@ NEMOTRON_H = Family(
         Ignored("expand", "HF's class takes the inner size from mamba_num_heads and mamba_head_dim"),
         Ignored("mamba_ssm_cache_dtype", "the precision of states kept between generated tokens"),
         Ignored("moe_shared_expert_overlap", "when shared experts run, not what they compute"),
-        Ignored("mtp_hybrid_override_pattern", _NO_MTP),
+        Ignored("mtp_hybrid_override_pattern", _NO_MTP, other="*-"),
         Ignored("mtp_layers_block_type", _NO_MTP),
         Ignored("norm_eps", "HF's class reads layer_norm_epsilon"),
         Ignored("num_logits_to_keep", "how many positions generation computes logits of"),
