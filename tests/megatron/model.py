@@ -1,6 +1,7 @@
 """On a rank: a model built from an import's `model_config.json`, its weights loaded by Megatron, its logits."""
 
 import gc
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def _leave_groups() -> None:
 
 def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = None, ep_size: int = 1) -> Any:
     """This rank's part of the model, with random weights, in `dtype` or the config's own."""
+    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        os.environ.pop(name, None)  # each model sets them for its attention backend, and refuses another's
     set_parallelism(tp_size, pp_size, ep_size)
     config = for_this_host(load_model_config(root))
     config.parallel_output = False

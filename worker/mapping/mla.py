@@ -55,6 +55,23 @@ class OneLatentForAllHeads:
 
 
 @dataclass(frozen=True, slots=True)
+class RotaryHeadSize:
+    """`head_dim`, from which HF's class takes its rotary frequencies where it is given: the rotated part's size."""
+
+    hf: tuple[str, ...] = field(default=("head_dim",), init=False)
+    mcore: tuple[str, ...] = field(default=(), init=False)
+
+    def to_mcore(self, config: Record) -> dict[str, object]:
+        rotated = config.positive("qk_rope_head_dim", 64)
+        if config.positive("head_dim", rotated) != rotated:
+            raise config.unsupported("head_dim", f"{rotated}, as qk_rope_head_dim", "Megatron-Core has one such size.")
+        return {}
+
+    def to_hf(self, values: Record) -> dict[str, object]:
+        return {"head_dim": values.positive("qk_pos_emb_head_dim")}
+
+
+@dataclass(frozen=True, slots=True)
 class Epsilon:
     """`rms_norm_eps`; the norms of the latents keep their own, which Megatron's layers do not tell apart."""
 

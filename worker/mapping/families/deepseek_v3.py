@@ -4,7 +4,7 @@ from ..family import Family
 from ..fields import Fixed, Ignored, Only, Renamed
 from ..hf_fields import WITHOUT_EFFECT
 from ..layer_sets import dense_layers
-from ..mla import ATTENTION_WEIGHTS, LATENT_ATTENTION, latent_sizes
+from ..mla import ATTENTION_WEIGHTS, LATENT_ATTENTION, RotaryHeadSize, latent_sizes
 from ..moe import (
     SIGMOID_ROUTER,
     DenseFirst,
@@ -62,6 +62,7 @@ DEEPSEEK_V3 = Family(
         Groups(scores_summed=2),
         SIGMOID_ROUTER,
         PredictedTokens(),
+        RotaryHeadSize(),
         Only("norm_topk_prob", True, "Megatron-Core always normalises sigmoid scores."),
         Only("scoring_func", "sigmoid", "HF's class knows no other."),
         Only("topk_method", "noaux_tc", "HF's class knows no other."),
@@ -69,7 +70,6 @@ DEEPSEEK_V3 = Family(
     ),
     ignored=(
         *WITHOUT_EFFECT,
-        Ignored("head_dim", "HF's class sets it to qk_rope_head_dim, whatever is written", other=16),
         Ignored("qk_head_dim", "HF's class sets it to the sum of both parts, whatever is written"),
         Ignored("ep_size", "a trainer's expert parallelism"),
         Ignored("seq_aux", "shapes the training loss, not the forward pass"),
