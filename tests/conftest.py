@@ -16,6 +16,11 @@ settings.register_profile("busy machine", deadline=None, suppress_health_check=[
 settings.load_profile("busy machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the families' tests prove is recorded on request; `ferry families` shows the record."""
+    parser.addoption("--record-proofs", action="store_true", help="write worker/mapping/proofs.json")
+
+
 @pytest.fixture(scope="session")
 def shared_broker() -> Iterator[EmbeddedBroker]:
     """A real Valkey server for the whole run; use `broker`, which empties it first."""

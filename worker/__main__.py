@@ -40,6 +40,7 @@ def _local(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("families")
+    commands.add_parser("explain").add_argument("source")
     for name in ("run", "plan"):
         command = commands.add_parser(name)
         command.add_argument("spec")
@@ -48,6 +49,8 @@ def _local(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "families":
         return local.list_families()
+    if arguments.command == "explain":
+        return local.explain_here(arguments.source)
     options = CopyOptions(processes=arguments.copy_processes, io_bytes_per_second=arguments.io_bytes_per_second)
     return (local.run_here if arguments.command == "run" else local.plan_here)(arguments.spec, options)
 

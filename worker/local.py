@@ -7,12 +7,14 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from .engine.processes import CopyOptions
+from .handlers.config import read_model
 from .handlers.context import Answer, JobContext, Prepared
 from .handlers.model_configs import BesideModelConfigs
 from .handlers.run import plan, run
@@ -20,6 +22,9 @@ from .jobs.errors import BadInputError, FerryError, InternalError, error_from_os
 from .jobs.locations import LocalPaths
 from .jobs.spec import JobSpec
 from .jobs.state import CheckpointResult, ConfigResult, Progress
+from .mapping.explain import explain
+from .mapping.family import Family
+from .mapping.proofs import proof_of, refused, unproven
 from .mapping.registry import FAMILIES
 
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
@@ -36,18 +41,37 @@ def plan_here(spec_json: str, options: CopyOptions) -> int:
 
 
 def list_families() -> int:
-    """Print what is supported."""
-    families = [
-        {
-            "name": family.name,
-            "model_types": family.model_types,
-            "architectures": family.architectures,
-            "features": family.features,
-        }
-        for family in FAMILIES
-    ]
-    _print({"families": families})
+    """Print what is supported, what is refused, and what the tests' own run proved."""
+    _print({"families": [_described(family) for family in FAMILIES]})
     return 0
+
+
+def explain_here(source: str) -> int:
+    """Print where each Megatron value of a config comes from."""
+    return _exit_code(lambda: {"explained": _explained(source)})
+
+
+def _described(family: Family) -> dict[str, Any]:
+    proof = proof_of(family)
+    return {
+        "name": family.name,
+        "model_types": family.model_types,
+        "architectures": family.architectures,
+        "features": family.features,
+        "refused": refused(family),
+        "proven": None if proof is None else asdict(proof),
+        "unproven": unproven(family),
+    }
+
+
+def _explained(source: str) -> dict[str, Any]:
+    model = read_model(LocalPaths().resolve_source(source))
+    values, ignored = explain(model.family, model.hf)
+    return {
+        "family": model.family.name,
+        "values": [asdict(line) for line in values],
+        "without_effect": [asdict(line) for line in ignored],
+    }
 
 
 def _run(spec_json: str, options: CopyOptions) -> ConfigResult | CheckpointResult:

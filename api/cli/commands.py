@@ -115,10 +115,21 @@ def export(
 
 
 @app.command("config")
-def config(source: Source, local: Local = False, server: Server = None) -> None:
-    """Print Megatron's GPTModelConfig for a Hugging Face config, as JSON."""
+def config(
+    source: Source,
+    local: Local = False,
+    server: Server = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show where each value comes from; for a config on this machine.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --explain: JSON, not a table.")] = False,
+) -> None:
+    """Print Megatron's model config for a Hugging Face config, as JSON."""
     with reading_arguments():
         spec = ConfigSpec(source=as_sent(source))
+    if explain:
+        _explain(spec.source, as_json=as_json)
+        return
     _finish(_run(spec, _place(server, local=local)))
 
 
@@ -170,8 +181,8 @@ def cancel(job_id: Annotated[str, typer.Argument(metavar="ID")], server: Server 
 @app.command("families")
 def list_families(as_json: AsJson = False) -> None:
     """List the models that can be converted."""
+    from .explained import print_families
     from .local import families
-    from .tables import print_families
 
     found = families()
     if as_json:
@@ -195,6 +206,17 @@ def _place(server: str | None, *, local: bool, jobs: int = 1, rate: str | None =
     if server is not None:
         raise typer.BadParameter("--local works without a server; give one of --local and --server")
     return Here(copy_processes=jobs, io_bytes_per_second=_size(rate) if rate else None)
+
+
+def _explain(source: str, *, as_json: bool) -> None:
+    from .explained import print_explained
+    from .local import explain
+
+    explained = explain(source)
+    if as_json:
+        _print(explained)
+    else:
+        print_explained(explained)
 
 
 def _convert(spec: JobSpec, place: Place, *, plan: bool, no_wait: bool) -> None:

@@ -45,6 +45,11 @@ def families() -> list[dict[str, Any]]:
     return _last_line(worker_command("families"), _unseen)["families"]
 
 
+def explain(source: str) -> dict[str, Any]:
+    """Where each Megatron value of a config on this machine comes from."""
+    return _last_line(worker_command("explain", source), _unseen)["explained"]
+
+
 def _last_line(command: list[str], show: Callable[[Progress], None]) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     with _started(command) as process:

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,13 +16,13 @@ from .sizes import show_size
 
 def print_jobs(jobs: Iterable[Job]) -> None:
     """One line a job."""
-    table = _table("id", "kind", "state", "age", "source", "target")
+    lines = table("id", "kind", "state", "age", "source", "target")
     now = datetime.now(UTC)
     for job in jobs:
         spec = job.request.spec
         age = show_age(now - job.created_at)
-        table.add_row(job.id, spec.kind, _state(job), age, _short(spec.source), _short(target_of(spec) or ""))
-    _console().print(table)
+        lines.add_row(job.id, spec.kind, _state(job), age, _short(spec.source), _short(target_of(spec) or ""))
+    console().print(lines)
 
 
 def print_job(job: Job) -> None:
@@ -33,15 +32,7 @@ def print_job(job: Job) -> None:
     table.add_column(overflow="fold")
     for name, value in _rows(job):
         table.add_row(name, value)
-    _console().print(table)
-
-
-def print_families(families: list[dict[str, Any]]) -> None:
-    """One line a family."""
-    table = _table("family", "HF architectures", "features")
-    for family in families:
-        table.add_row(family["name"], ", ".join(family["architectures"]), ", ".join(family["features"]))
-    _console().print(table)
+    console().print(table)
 
 
 def summary(result: CheckpointResult) -> str:
@@ -108,18 +99,29 @@ def _state(job: Job) -> str:
             return state.state
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
+def table(*columns: str) -> Table:
+    """An empty table; columns of long text fold."""
+    empty = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
-    return table
+        empty.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
+    return empty
 
 
-_FOLDED = ("source", "target", "features", "HF architectures")
+_FOLDED = (
+    "source",
+    "target",
+    "features",
+    "HF architectures",
+    "HF fields",
+    "proven",
+    "unproven",
+    "why",
+    "value",
+)
 _FILE_COLUMNS = 400
 """Wide enough that nothing is folded where no terminal sets the width: one line a row, for grep."""
 
 
-def _console() -> Console:
+def console() -> Console:
     """Plain text in, as it is: a path may hold what rich would read as markup or an emoji's name."""
     return Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS, markup=False, emoji=False, highlight=False)

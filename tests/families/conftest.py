@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.families.case import Case
+from tests.families.proof_record import OPTION, ProofRecord
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import Ranks
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Record what is proved, where that is asked for."""
+    if config.getoption(OPTION, default=False):
+        config.pluginmanager.register(ProofRecord())
 
 
 @pytest.fixture(scope="session")

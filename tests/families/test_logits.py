@@ -1,9 +1,12 @@
 """Megatron, loading our import of a random model, gives HF's logits."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from tests.families.case import Case, logits
+from tests.families.proof_record import DIFFERENCE
 from tests.families.selection import every_case, every_local_case, every_moe_case
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import Ranks
@@ -33,21 +36,31 @@ def test_what_a_case_is_about_shows_in_the_logits(workshop: Workshop, case: Case
 
 @every_local_case
 def test_megatrons_local_layers_give_hfs_logits(
-    workshop: Workshop, megatron: Ranks, case: Case, reference: np.ndarray
+    workshop: Workshop,
+    megatron: Ranks,
+    case: Case,
+    reference: np.ndarray,
+    record_property: Callable[[str, object], None],
 ) -> None:
     [ours] = megatron.run("tests.megatron.model:logits", root=workshop.imported(case), tokens=case.tokens)
 
+    record_property(DIFFERENCE, difference(ours, reference))
     assert difference(ours, reference) < TOLERANCE
 
 
 @every_case
 def test_the_layers_that_trainers_use_give_hfs_logits(
-    workshop: Workshop, megatron_with_transformer_engine: Ranks, case: Case, reference: np.ndarray
+    workshop: Workshop,
+    megatron_with_transformer_engine: Ranks,
+    case: Case,
+    reference: np.ndarray,
+    record_property: Callable[[str, object], None],
 ) -> None:
     root = workshop.imported(case)
 
     [ours] = megatron_with_transformer_engine.run("tests.megatron.model:logits", root=root, tokens=case.tokens)
 
+    record_property(DIFFERENCE, difference(ours, reference))
     assert difference(ours, reference) < TOLERANCE
 
 

@@ -11,6 +11,7 @@ from tests.families.mutations import Mutant, mutants
 from tests.families.selection import every_case
 from tests.families.test_config import lost_fields
 from tests.families.test_logits import TOLERANCE, difference
+from tests.families.test_mtp import mtp_difference
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import RankError, Ranks
 from worker.jobs.errors import FerryError
@@ -80,6 +81,8 @@ def breaks_a_law_of_tensors(workshop: Workshop, megatron: Ranks, mutant: Mutant,
         return True
     try:
         [ours] = megatron.run("tests.megatron.model:logits", root=root, tokens=case.tokens)
+        if case.add and mtp_difference(megatron, root, workshop.source(case), case) > 10 * TOLERANCE:
+            return True
     except RankError:
         return True
     finally:

@@ -129,3 +129,23 @@ def forward(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor | None:
         return answer
     distributed.send(answer.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
     return None
+
+
+def mtp_states(root: Path, tokens: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """What the first layer of multi-token prediction takes and gives: hidden states [batch, length, hidden], normed."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def taken(module: torch.nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        seen["taken"] = options["hidden_states"]
+
+    def given(module: torch.nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        seen["given"] = output[0] if isinstance(output, tuple) else output
+
+    with megatron_on("cpu"), torch.no_grad():
+        model = build(root, 1, 1, torch.float32)
+        load(model, root)
+        layer = model.mtp.layers[0]
+        layer.register_forward_pre_hook(taken, with_kwargs=True)
+        layer.register_forward_hook(given)
+        forward(model, torch.tensor(tokens))
+    return seen["taken"].transpose(0, 1).numpy(), seen["given"].transpose(0, 1).numpy()

@@ -87,5 +87,4 @@ DEEPSEEK_V3 = Family(
     ),
     drops=DROPS,
     copies=mtp_copies(untied),
-    unproven=("logits of MTP layers: HF's class has none to compare with",),
 )

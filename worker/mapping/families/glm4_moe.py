@@ -91,5 +91,4 @@ GLM4_MOE = Family(
     ),
     drops=DROPS,
     copies=mtp_copies(untied),
-    unproven=("logits of MTP layers: HF's class has none to compare with",),
 )
