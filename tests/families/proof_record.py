@@ -30,7 +30,7 @@ _LAW_OF = {
 _PARALLEL = ("test_parallel_ranks", "test_experts_on_two_ranks")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ProofRecord:
     """Counts what passed; a family with a failure is left out of the record."""
 
