@@ -58,7 +58,7 @@ class ProofRecord:
                 self.largest[family] = max(self.largest[family], found)
 
     def pytest_sessionfinish(self) -> None:
-        """Write the record."""
+        """Write the record; what it says of families that did not run stays."""
         families = {
             family.name: {
                 "page": page_digest(family),
@@ -68,8 +68,10 @@ class ProofRecord:
             for family in FAMILIES
             if family.name in self.passed and family.name not in self.failed
         }
+        earlier = json.loads(RECORD.read_text())["families"] if RECORD.exists() else {}
+        kept = {name: found for name, found in earlier.items() if name not in self.passed and name not in self.failed}
         versions = {name: version(name) for name in ("megatron-core", "transformers", "torch")}
-        RECORD.write_text(json.dumps({"versions": versions, "families": families}, indent=1) + "\n")
+        RECORD.write_text(json.dumps({"versions": versions, "families": kept | families}, indent=1) + "\n")
 
 
 def _family_of(item: pytest.Item) -> Family | None:

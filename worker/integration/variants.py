@@ -11,6 +11,7 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from ..jobs.errors import BadInputError
 from .expert_groups import judge_groups
+from .gated_norms import uncenter_gated_norms
 from .latent_attention import set_latent_norm_epsilon, unnorm_queries
 from .rotary_bases import TwoRotaryEmbeddings
 from .scaled_embedding import scale_output
@@ -27,6 +28,8 @@ class VariantGPTModelConfig(GPTModelConfig):
     """Of the norms of latent attention's latents, where it is not `layernorm_epsilon`."""
     plain_query_projection: bool = False
     """Latent attention without a query rank projects queries without a norm of their own."""
+    plain_gated_norms: bool = False
+    """Norms of gated delta nets' outputs multiply by their weights, though other norms add one to theirs."""
     group_scores_summed: int | None = None
     """How many of a group's best scores judge it, where that is not `moe_router_topk // moe_router_group_topk`."""
     embedding_scale: float | None = None
@@ -75,6 +78,8 @@ def adapt(model: GPTModel, config: VariantGPTModelConfig) -> None:
         unnorm_queries(model)
     if config.latent_norm_epsilon is not None:
         set_latent_norm_epsilon(model, config.latent_norm_epsilon)
+    if config.plain_gated_norms:
+        uncenter_gated_norms(model)
     if config.group_scores_summed is not None:
         judge_groups(model, config.group_scores_summed)
     if config.embedding_scale is not None and hasattr(model, "embedding"):

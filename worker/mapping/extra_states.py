@@ -14,6 +14,8 @@ _STATELESS = (
     ".mixer",
     "mixer.conv1d",
     "mixer.norm",
+    "self_attention",  # a gated delta net's own parameters
+    "self_attention.conv1d",
 )
 """Ends of module names that keep none: Megatron's own modules, not Transformer Engine's."""
 

@@ -18,6 +18,7 @@ from .families.olmoe import OLMOE
 from .families.qwen2 import QWEN2
 from .families.qwen3 import QWEN3
 from .families.qwen3_moe import QWEN3_MOE
+from .families.qwen3_next import QWEN3_NEXT
 from .family import Family
 from .record import Record
 
@@ -27,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_NEXT,
     MIXTRAL,
     GEMMA,
     GEMMA2,

@@ -29,6 +29,7 @@ VARIANT_FIELDS = frozenset(
         "sandwich_norms",
         "qk_norm_width",
         "group_scores_summed",
+        "plain_gated_norms",
         "plain_query_projection",
         "latent_norm_epsilon",
     }
