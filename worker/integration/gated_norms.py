@@ -13,5 +13,5 @@ def uncenter_gated_norms(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, GatedDeltaNet):
-            norm: Any = module.out_norm
-            norm.zero_centered_gamma = False
+            net: Any = module
+            net.out_norm.zero_centered_gamma = False
