@@ -31,18 +31,22 @@ def logits(
     return None if answer is None else answer.numpy()
 
 
-def set_parallelism(tp_size: int, pp_size: int, ep_size: int = 1) -> None:
-    """Make Megatron's groups over the ranks that there are."""
+def set_parallelism(tp_size: int, pp_size: int, ep_size: int = 1, etp_size: int | None = None) -> None:
+    """Make Megatron's groups over the ranks that there are; experts are cut as other layers are, unless said."""
+    etp_size = tp_size if etp_size is None else etp_size
     sizes = (
         parallel_state.get_tensor_model_parallel_world_size,
         parallel_state.get_pipeline_model_parallel_world_size,
         parallel_state.get_expert_model_parallel_world_size,
+        parallel_state.get_expert_tensor_parallel_world_size,
     )
     if parallel_state.model_parallel_is_initialized():
-        if tuple(size() for size in sizes) == (tp_size, pp_size, ep_size):
+        if tuple(size() for size in sizes) == (tp_size, pp_size, ep_size, etp_size):
             return
         _leave_groups()
-    parallel_state.initialize_model_parallel(tp_size, pp_size, expert_model_parallel_size=ep_size)
+    parallel_state.initialize_model_parallel(
+        tp_size, pp_size, expert_model_parallel_size=ep_size, expert_tensor_parallel_size=etp_size
+    )
 
 
 def _leave_groups() -> None:
@@ -58,10 +62,13 @@ def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = No
     """This rank's part of the model, with random weights, in `dtype` or the config's own."""
     for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
         os.environ.pop(name, None)  # each model sets them for its attention backend, and refuses another's
-    set_parallelism(tp_size, pp_size, ep_size)
     config = for_this_host(load_model_config(root))
     config.parallel_output = False
     transformer = config.transformer
+    # Upstream adds an expert's output bias once on every rank of an expert's tensor parallelism: none is used then.
+    whole_experts = transformer.num_moe_experts is not None and transformer.add_bias_linear
+    transformer.expert_tensor_parallel_size = 1 if whole_experts else tp_size
+    set_parallelism(tp_size, pp_size, ep_size, transformer.expert_tensor_parallel_size)
     transformer.tensor_model_parallel_size = tp_size
     transformer.pipeline_model_parallel_size = pp_size
     transformer.expert_model_parallel_size = ep_size
