@@ -11,6 +11,7 @@ from worker.mapping.rules import Rule
 # Values that no forward pass and no tensor shows; a table of their own pins them (test_config_table.py).
 UNSEEN = frozenset(
     {
+        "attention_backend",
         "attention_dropout",
         "attention_softmax_in_fp32",
         "bias_activation_fusion",
@@ -18,8 +19,10 @@ UNSEEN = frozenset(
         "apply_rope_fusion",
         "cross_entropy_loss_fusion",
         "deallocate_pipeline_outputs",
+        "first_last_layers_bf16",
         "hidden_dropout",
         "init_method_std",
+        "is_hybrid_model",
         "masked_softmax_fusion",
         "moe_aux_loss_coeff",
         "moe_grouped_gemm",

@@ -33,6 +33,12 @@ OF_SIGMOID_ROUTERS: dict[str, Any] = {
     "moe_router_enable_expert_bias": True,
 }
 
+OF_HYBRIDS: dict[str, Any] = {
+    "attention_backend": "flash",
+    "first_last_layers_bf16": True,
+    "is_hybrid_model": True,
+}
+
 
 def expected(family: str, values: dict[str, Any]) -> dict[str, Any]:
     """What a model of the family with these values must say, whatever else it says."""
@@ -44,6 +50,8 @@ def expected(family: str, values: dict[str, Any]) -> dict[str, Any]:
         table |= OF_EXPERTS
     if values.get("moe_router_score_function") == "sigmoid":
         table |= OF_SIGMOID_ROUTERS
+    if "hybrid_layer_pattern" in values:
+        table |= OF_HYBRIDS
     return table
 
 
@@ -80,6 +88,12 @@ def test_every_value_that_the_mutants_leave_out_is_in_a_table_here() -> None:
     of_losses = {"moe_aux_loss_coeff", "moe_router_load_balancing_type", "mtp_loss_scaling_factor"}
     kernels = {"moe_shared_expert_overlap"}
     of_hf = {"seq_length", "init_method_std", "attention_dropout"}
-    tables = EVERYWHERE | OF_EXPERTS | OF_SIGMOID_ROUTERS | {"apply_rope_fusion": 0, "bias_activation_fusion": 0}
+    tables = (
+        EVERYWHERE
+        | OF_EXPERTS
+        | OF_SIGMOID_ROUTERS
+        | OF_HYBRIDS
+        | {"apply_rope_fusion": 0, "bias_activation_fusion": 0}
+    )
 
     assert tables.keys() | of_losses | kernels | of_hf >= UNSEEN

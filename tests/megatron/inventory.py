@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from worker.integration import for_this_host, load_model_config
 
 from .cpu import megatron_on
-from .model import set_parallelism
+from .model import forget_attention_backend, set_parallelism
 
 Implementation = Literal["local", "transformer_engine"]
 Inventory = tuple[dict[str, tuple[int, ...]], set[str]]
@@ -22,6 +22,7 @@ Inventory = tuple[dict[str, tuple[int, ...]], set[str]]
 def inventory(root: Path, transformer_impl: Implementation) -> Inventory:
     """What a model with the config at `root` saves and asks for; `transformer_impl` chooses the layer spec."""
     set_parallelism(1, 1)
+    forget_attention_backend()
     config = for_this_host(load_model_config(root))
     _prepare(config.transformer, transformer_impl)
     with megatron_on("meta"), torch.device("meta"):

@@ -60,8 +60,7 @@ def _leave_groups() -> None:
 
 def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = None, ep_size: int = 1) -> Any:
     """This rank's part of the model, with random weights, in `dtype` or the config's own."""
-    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
-        os.environ.pop(name, None)  # each model sets them for its attention backend, and refuses another's
+    forget_attention_backend()
     config = for_this_host(load_model_config(root))
     config.parallel_output = False
     transformer = config.transformer
@@ -79,6 +78,12 @@ def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = No
     model = config.get_builder_cls()(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
     # Training wraps the model in Float16Module, which does the same: the local norms are made in fp32.
     return model.to(transformer.params_dtype).eval()
+
+
+def forget_attention_backend() -> None:
+    """Each model names its attention backend in these, and refuses to be built where another one did."""
+    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        os.environ.pop(name, None)
 
 
 def checkpoint_folder(root: Path) -> Path:

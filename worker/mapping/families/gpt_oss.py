@@ -139,7 +139,6 @@ GPT_OSS = Family(
         Fixed(
             {
                 "add_bias_linear": True,
-                "add_qkv_bias": True,
                 "softmax_type": "learnable",
                 "activation_func": "quick_gelu",
                 "glu_linear_offset": 1.0,
