@@ -19,6 +19,7 @@ MISTRAL = {
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "vocab_size": 100,
     "rope_theta": 5000.0,
     "use_cache": True,

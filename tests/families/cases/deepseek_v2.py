@@ -18,7 +18,7 @@ _GROUPS: dict[str, object] = {"topk_method": "group_limited_greedy", "n_group": 
 
 def _released(config: dict[str, Any]) -> dict[str, Any]:
     """With the fields of released configs that HF's class does not read."""
-    return config | {"aux_loss_alpha": 0.002, "seq_aux": True, "scoring_func": "softmax", "moe_layer_freq": 1}
+    return config | {"aux_loss_alpha": 0.002, "seq_aux": True}
 
 
 def _case(name: str, changes: dict[str, object], control: dict[str, object] = OTHER_THETA, **options: Any) -> Case:
