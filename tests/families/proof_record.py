@@ -21,6 +21,7 @@ FAMILY, LAW = "family", "law"
 _LAW_OF = {
     "test_config": "config",
     "test_config_table": "config",
+    "test_absent_and_null": "config",
     "test_inventory": "tensors",
     "test_round_trip": "round trip",
     "test_logits": "logits",

@@ -33,6 +33,28 @@ MISTRAL = {name: value for name, value in LLAMA.items() if "bias" not in name} |
     "model_type": "mistral",
     "sliding_window": 32,
 }
+DEEPSEEK_V3: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 257,
+    "hidden_size": 48,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 8,
+}
+GLM4_MOE = DEEPSEEK_V3 | {"model_type": "glm4_moe", "num_key_value_heads": 4}
+DEEPSEEK_V2 = DEEPSEEK_V3 | {"model_type": "deepseek_v2"}
+NEMOTRON_H: dict[str, Any] = {
+    "model_type": "nemotron_h",
+    "vocab_size": 257,
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "layers_block_type": ["linear_attention", "moe"],
+    "num_experts_per_tok": 2,
+}
 
 
 class Info:
@@ -140,6 +162,124 @@ def test_an_absent_field_takes_hfs_own_default() -> None:
         "params_dtype": "float32",
     }
     assert {name: values.get(name) for name in expected} == expected
+
+
+def mapped(config: dict[str, Any], **changes: object) -> Record:
+    """Megatron's values."""
+    hf = Record({**config, **changes}, "config.json")
+    return family_of(hf).to_mcore(hf)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (DEEPSEEK_V3, "rope_interleave"),
+        (DEEPSEEK_V3, "norm_topk_prob"),
+        (DEEPSEEK_V3, "n_group"),
+        (DEEPSEEK_V3, "topk_group"),
+        (DEEPSEEK_V3, "head_dim"),
+        (DEEPSEEK_V3, "rms_norm_eps"),
+        (DEEPSEEK_V2, "norm_topk_prob"),
+        (DEEPSEEK_V2, "topk_method"),
+        (GLM4_MOE, "norm_topk_prob"),
+        (GLM4_MOE, "partial_rotary_factor"),
+        (NEMOTRON_H, "norm_topk_prob"),
+        (NEMOTRON_H, "use_conv_bias"),
+        (LLAMA, "attention_bias"),
+        (LLAMA, "tie_word_embeddings"),
+    ],
+)
+def test_an_explicit_null_is_no_absent_field_and_is_refused_by_name(config: dict[str, Any], field: str) -> None:
+    assert mapped({name: value for name, value in config.items() if name != field})
+
+    with pytest.raises(BadInputError, match=f"field '{field}': found null"):
+        mapped(config, **{field: None})
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "mcore", "value"),
+    [
+        (LLAMA, "head_dim", "kv_channels", 8),
+        (LLAMA, "num_key_value_heads", "num_query_groups", 8),
+        (LLAMA, "rope_scaling", "rope_scaling", False),
+        (MISTRAL, "sliding_window", "window_size", None),
+        (DEEPSEEK_V3, "q_lora_rank", "q_lora_rank", None),
+        (NEMOTRON_H, "moe_latent_size", "moe_latent_size", None),
+    ],
+)
+def test_an_explicit_null_that_hfs_class_reads_keeps_its_meaning(
+    config: dict[str, Any], field: str, mcore: str, value: object
+) -> None:
+    assert mapped(config, **{field: None}).get(mcore) == value
+
+
+@pytest.mark.parametrize("option", ["truncate", "original_max_position_embeddings"])
+def test_an_explicit_null_in_yarn_that_is_not_its_default_is_refused_by_name(option: str) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": None}
+    assert mapped(LLAMA, rope_scaling=yarn)
+
+    with pytest.raises(BadInputError, match=option):
+        mapped(LLAMA, rope_scaling=yarn | {option: None})
+
+
+def test_an_explicit_null_window_is_none_though_it_is_switched_on() -> None:
+    qwen = {name: value for name, value in LLAMA.items() if "bias" not in name} | {"model_type": "qwen2"}
+    switched = {"use_sliding_window": True, "max_window_layers": 0}
+
+    assert mapped(qwen, **switched).get("window_size") == [4095, 0]
+    assert mapped(qwen, **switched, sliding_window=None).get("window_size") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "groups"),
+    [
+        (DEEPSEEK_V3, {}, (8, 4)),
+        (DEEPSEEK_V3, {"n_group": 4}, (None, None)),
+        (DEEPSEEK_V3, {"topk_group": 2}, (8, 2)),
+        (DEEPSEEK_V3, {"n_group": 1, "topk_group": 1}, (None, None)),
+        (GLM4_MOE, {}, (None, None)),
+        (GLM4_MOE, {"n_group": 4}, (4, 1)),
+        (NEMOTRON_H, {}, (None, None)),
+        (NEMOTRON_H, {"n_group": 4}, (4, 1)),
+        (DEEPSEEK_V2, {}, (None, None)),
+        (DEEPSEEK_V2, {"n_group": None, "topk_group": None}, (None, None)),
+        (DEEPSEEK_V2, {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}, (4, 2)),
+    ],
+)
+def test_absent_expert_groups_are_those_of_hfs_class(
+    config: dict[str, Any], changes: dict[str, object], groups: tuple[int | None, int | None]
+) -> None:
+    values = mapped(config, **changes)
+
+    assert (values.get("moe_router_num_groups"), values.get("moe_router_group_topk")) == groups
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "named"),
+    [
+        (DEEPSEEK_V3, {"n_group": 1}, "topk_group"),
+        (GLM4_MOE, {"topk_group": 2}, "topk_group"),
+        (DEEPSEEK_V2, {"topk_method": "group_limited_greedy"}, "n_group"),
+        (DEEPSEEK_V2, {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": None}, "topk_group"),
+    ],
+)
+def test_expert_groups_that_hfs_class_fails_on_are_refused_by_name(
+    config: dict[str, Any], changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises(BadInputError, match=f"field '{named}'"):
+        mapped(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "of_class"),
+    [("deepseek_v3", (8, 4)), ("glm4_moe", (1, 1)), ("nemotron_h", (1, 1)), ("deepseek_v2", (None, None))],
+)
+def test_hfs_class_has_these_expert_groups_by_default(model_type: str, of_class: tuple[int | None, int | None]) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type)
+
+    assert (config.n_group, config.topk_group) == of_class
 
 
 def test_mistrals_window_counts_the_token_itself() -> None:

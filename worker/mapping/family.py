@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..jobs.errors import BadInputError
 from .fields import Field, Ignored
+from .hf_fields import NULLS
 from .layouts import Sizes
 from .model_config import MegatronValues
 from .record import Record
@@ -35,13 +36,16 @@ class Family:
     fills: tuple[Fill, ...] = ()
     drops: tuple[Drop, ...] = ()
     copies: tuple[Copied, ...] = ()
+    nulls: tuple[str, ...] = NULLS
+    """HF fields whose null HF's class reads as the codecs do. No other null passes: HF takes it for no default."""
     model: ModelKind = "gpt"
     unproven: tuple[str, ...] = ()
     """What no test here can show, and why."""
 
     def to_mcore(self, config: Record) -> Record:
-        """Megatron's values, outer and transformer fields in one record. BadInputError on any unknown HF field."""
+        """Megatron's values, outer and transformer fields in one record. BadInputError on an unknown field or null."""
         self._refuse_unknown_fields(config)
+        self._refuse_nulls(config)
         values: dict[str, object] = {}
         for codec in self.fields:
             values |= codec.to_mcore(config)
@@ -64,6 +68,18 @@ class Family:
                     found=repr(value),
                     expected=f"a field that family {self.name} maps or names as without effect",
                     next_step=f"Remove it if it has no effect on the model, or add it to {self.page}.",
+                )
+
+    def _refuse_nulls(self, config: Record) -> None:
+        meaningless = {name for codec in self.fields for name in codec.hf} - {*self.nulls}
+        for name, value in config.values.items():
+            if value is None and name in meaningless:
+                raise BadInputError(
+                    "bad_config",
+                    f"{config.origin}: field {name!r}",
+                    found="null",
+                    expected=f"a value, or no such field, which means the default of {self.name}'s HF class",
+                    next_step=f"Mend the config. Where HF's class does read null, add it to `nulls` in {self.page}.",
                 )
 
 

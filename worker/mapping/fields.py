@@ -1,4 +1,7 @@
-"""Config codecs: how one HF field becomes Megatron values, and the way back."""
+"""Config codecs: how one HF field becomes Megatron values, and the way back.
+
+A codec may take null for absent: `Family.nulls` says where HF's class does, and no other null reaches a codec.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -128,7 +131,7 @@ _CHANGES_THE_FORWARD_PASS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """An HF field that must have one value, since the mapping holds for no other."""
+    """An HF field that must have one value, since the mapping holds for no other; absent, it has it by default."""
 
     hf_name: str
     value: object

@@ -1,4 +1,4 @@
-"""HF config fields that no decoder's weights or forward pass depend on, each with its why."""
+"""HF config fields that no decoder's weights or forward pass depend on, each with its why; and what may be null."""
 
 from .fields import Ignored
 
@@ -33,3 +33,6 @@ WITHOUT_EFFECT = (
     Ignored("_attn_implementation_autoset", "chooses a kernel, not the mathematics"),
     Ignored("attn_implementation", "chooses a kernel, not the mathematics"),
 )
+
+NULLS = ("dtype", "torch_dtype", "quantization_config", "compression_config", "rope_parameters", "rope_scaling")
+"""Fields whose null every HF class reads as if they were absent."""

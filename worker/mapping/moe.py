@@ -179,16 +179,21 @@ class Groups:
 
     scores_summed: int
     """How many of a group's best scores HF's class judges it by."""
+    n_group: int | None = None
+    topk_group: int | None = None
+    """What HF's class takes where these fields are absent; None: they are required."""
     hf: tuple[str, ...] = field(default=("n_group", "topk_group"), init=False)
     mcore: tuple[str, ...] = field(
         default=("moe_router_num_groups", "moe_router_group_topk", "group_scores_summed"), init=False
     )
 
     def to_mcore(self, config: Record) -> dict[str, object]:
-        groups, chosen = config.get("n_group"), config.get("topk_group")
-        if groups is None or groups == chosen:
+        groups = config.positive("n_group", self.n_group)
+        chosen = config.positive("topk_group", self.topk_group)
+        if chosen > groups:
+            raise config.wrong("topk_group", f"at most n_group ({groups})")
+        if chosen == groups:
             return {"moe_router_num_groups": None, "moe_router_group_topk": None}
-        groups, chosen = config.positive("n_group"), config.positive("topk_group")
         alike = config.positive("num_experts_per_tok") // chosen == self.scores_summed
         own = {} if alike else {"group_scores_summed": self.scores_summed}
         return {"moe_router_num_groups": groups, "moe_router_group_topk": chosen, **own}

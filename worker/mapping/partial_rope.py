@@ -29,7 +29,7 @@ class PartialRope:
 
     def _factor(self, config: Record) -> float:
         for section in (*(config.section(name) for name in _SECTIONS), config):
-            if section is not None and section.get(_FACTOR) is not None:
+            if section is not None and _FACTOR in section.values:
                 return float(section.number(_FACTOR))
         return self.default
 

@@ -27,6 +27,8 @@ _OPTIONS: dict[str, frozenset[str]] = {
         }
     ),
 }
+_NULL_OPTIONS = frozenset({"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"})
+"""Options whose null HF takes for none; it reads a null `truncate` as false, and fails on the others."""
 UNDECLARED_YARN = (
     "yarn_rotary_scaling_factor",
     "yarn_original_max_position_embeddings",
@@ -124,6 +126,8 @@ def _refuse_unknown(options: Record, name: object) -> None:
             next_step="Megatron-Core 0.19 has no such rope; this model cannot be converted faithfully.",
         )
     for option, value in options.values.items():
+        if value is None and option not in _NULL_OPTIONS:
+            raise options.wrong(option, "a value, or no such option")
         if option not in _OPTIONS[name] and (option, value) != ("partial_rotary_factor", 1.0):
             raise BadInputError(
                 "unknown_config_field",

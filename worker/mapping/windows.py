@@ -56,6 +56,14 @@ def layer_type_names(sliding: Sequence[bool]) -> list[str]:
     return [SLIDING if is_sliding else FULL for is_sliding in sliding]
 
 
+def _switched_window(config: Record, default: int) -> int | None:
+    """`sliding_window`, where `use_sliding_window` turns it on; null is no window all the same."""
+    is_null = "sliding_window" in config.values and config.get("sliding_window") is None
+    if is_null or not config.boolean("use_sliding_window", False):
+        return None
+    return config.positive("sliding_window", default)
+
+
 @dataclass(frozen=True, slots=True)
 class UpperWindows:
     """Qwen: with `use_sliding_window`, the layers from `max_window_layers` on have the window."""
@@ -68,11 +76,9 @@ class UpperWindows:
     mcore: tuple[str, ...] = field(default=("window_size", "window_attn_skip_freq"), init=False)
 
     def to_mcore(self, config: Record) -> dict[str, object]:
-        if not config.boolean("use_sliding_window", False):
-            return windows_to_mcore(None, layer_types(config, ()))
-        window = config.positive("sliding_window", self.window)
         first, layers = config.integer("max_window_layers", self.first), config.positive("num_hidden_layers")
-        return windows_to_mcore(window, layer_types(config, [layer >= first for layer in range(layers)]))
+        sliding = layer_types(config, [layer >= first for layer in range(layers)])
+        return windows_to_mcore(_switched_window(config, self.window), sliding)
 
     def to_hf(self, values: Record) -> dict[str, object]:
         window, sliding = windows_to_hf(values)
@@ -89,8 +95,7 @@ class SwitchedWindow:
     mcore: tuple[str, ...] = field(default=("window_size", "window_attn_skip_freq"), init=False)
 
     def to_mcore(self, config: Record) -> dict[str, object]:
-        used = config.boolean("use_sliding_window", False)
-        return windows_to_mcore(config.positive("sliding_window", self.window) if used else None, (used,))
+        return windows_to_mcore(_switched_window(config, self.window), (True,))
 
     def to_hf(self, values: Record) -> dict[str, object]:
         window, sliding = windows_to_hf(values)

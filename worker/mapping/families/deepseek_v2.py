@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ..family import Family
 from ..fields import Fixed, Ignored, Only, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..layer_sets import dense_layers
 from ..mla import ATTENTION_WEIGHTS, LATENT_ATTENTION, latent_sizes
 from ..moe import MOE_CONSTRUCTION, DenseFirst, Groups, SharedExperts, on
@@ -77,6 +77,7 @@ DEEPSEEK_V2 = Family(
         Ignored("auto_map", "names remote code; HF's own class is used"),
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
     ),
+    nulls=(*NULLS, "num_key_value_heads", "q_lora_rank", "n_group", "topk_group"),
     sizes=latent_sizes,
     rules=(*EMBEDDINGS, *ATTENTION_WEIGHTS, *on(dense_layers, MLP_WEIGHTS), *EXPERTS),
     drops=DROPS,

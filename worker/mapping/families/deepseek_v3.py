@@ -2,7 +2,7 @@
 
 from ..family import Family
 from ..fields import Fixed, Ignored, Only, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..layer_sets import dense_layers
 from ..mla import ATTENTION_WEIGHTS, LATENT_ATTENTION, RotaryHeadSize, latent_sizes
 from ..moe import (
@@ -59,7 +59,7 @@ DEEPSEEK_V3 = Family(
         Renamed("routed_scaling_factor", "moe_router_topk_scaling_factor", float, 2.5),
         SharedExperts(),
         DenseFirst(default=3),
-        Groups(scores_summed=2),
+        Groups(scores_summed=2, n_group=8, topk_group=4),
         SIGMOID_ROUTER,
         PredictedTokens(),
         RotaryHeadSize(),
@@ -77,6 +77,7 @@ DEEPSEEK_V3 = Family(
         Ignored("auto_map", "names remote code; HF's own class is used"),
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
     ),
+    nulls=(*NULLS, "num_key_value_heads", "q_lora_rank"),
     sizes=sizes,
     rules=(
         *EMBEDDINGS,

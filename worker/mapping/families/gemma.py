@@ -7,7 +7,7 @@ from ..activation import Activation
 from ..attention import AttentionBiases, HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Field, Fixed, Ignored, Only, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..record import Record
 from ..rope import Rope
 from ..rules import Drop, Rule, When
@@ -108,6 +108,7 @@ GEMMA = Family(
         Rope(),
     ),
     ignored=GEMMA_IGNORED,
+    nulls=(*NULLS, "hidden_activation", "use_bidirectional_attention"),
     sizes=sizes,
     rules=(*tied_by_default(WEIGHTS), *ATTENTION_BIASES),
     fills=MLP_FILLS,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from ..attention import KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Ignored, Renamed
+from ..hf_fields import NULLS
 from ..record import Record
 from ..rope import Rope
 from ..rules import HFTensor, Rule
@@ -94,6 +95,7 @@ GEMMA2 = Family(
         Fixed({"sandwich_norms": True}),
     ),
     ignored=(*GEMMA_IGNORED, Ignored("sliding_window_size", "an older name of sliding_window, which HF reads alone")),
+    nulls=(*NULLS, "attn_logit_softcapping", "final_logit_softcapping", "layer_types", "use_bidirectional_attention"),
     sizes=sizes,
     rules=(*SANDWICHED_WEIGHTS, *ATTENTION_BIASES),
     fills=MLP_FILLS,

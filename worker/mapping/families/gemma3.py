@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ..attention import KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Ignored, Renamed
+from ..hf_fields import NULLS
 from ..record import Record
 from ..rope import Rope
 from ..sizes import sizes
@@ -79,6 +80,7 @@ GEMMA3 = Family(
         Ignored("attn_logit_softcapping", "HF's attention keeps it and hands it to no kernel", other=3.0),
         Ignored("_sliding_window_pattern", "written beside layer_types, which HF reads"),
     ),
+    nulls=(*NULLS, "final_logit_softcapping", "layer_types"),
     sizes=sizes,
     rules=(*SANDWICHED_WEIGHTS, *QK_NORMS, *ATTENTION_BIASES),
     fills=MLP_FILLS,

@@ -75,7 +75,7 @@ GLM4_MOE = Family(
         Renamed("routed_scaling_factor", "moe_router_topk_scaling_factor", float, 1.0),
         SharedExperts(),
         DenseFirst(default=1),
-        Groups(scores_summed=2),
+        Groups(scores_summed=2, n_group=1, topk_group=1),
         SIGMOID_ROUTER,
         PredictedTokens(),
         Only("norm_topk_prob", True, "Megatron-Core always normalises sigmoid scores."),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from ..attention import HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Ignored, Only, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..layouts import Permuted
 from ..moe import EXPERTS_OF_MCORE, MOE_CONSTRUCTION, ROUTING, AlwaysNormalized
 from ..record import Record
@@ -68,13 +68,12 @@ class AlternateWindows:
 
     def to_mcore(self, config: Record) -> dict[str, object]:
         sliding = layer_types(config, [layer % 2 == 0 for layer in range(config.positive("num_hidden_layers"))])
-        if "sliding_window" in config.values and config.get("sliding_window") is None:
-            return windows_to_mcore(None, sliding)
         return windows_to_mcore(config.positive("sliding_window", self.window), sliding)
 
     def to_hf(self, values: Record) -> dict[str, object]:
         window, sliding = windows_to_hf(values)
-        return {"sliding_window": window, "layer_types": layer_type_names(sliding)}
+        # HF's class makes a mask of the window even where no layer has it: it cannot be null.
+        return {"sliding_window": window or self.window, "layer_types": layer_type_names(sliding)}
 
 
 EXPERTS = (
@@ -153,6 +152,7 @@ GPT_OSS = Family(
         Ignored("initial_context_length", "repeats yarn's original length; HF's class does not read it"),
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
     ),
+    nulls=(*NULLS, "layer_types"),
     sizes=lambda values: {**sizes(values), "gated_moe_ffn": 2 * values.positive("ffn_hidden_size")},
     rules=(
         *EMBEDDINGS,

@@ -6,7 +6,7 @@ from ..activation import Activation
 from ..attention import Biases, HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Field, Fixed, Ignored, Only, Renamed, same
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..layouts import QueryGroups
 from ..precision import Precision
 from ..quantization import Storage
@@ -245,6 +245,7 @@ LLAMA = Family(
         Only("rope_interleaved", False, "Interleaved rotary pairs need another row order of q and k."),
     ),
     ignored=(*WITHOUT_EFFECT, Ignored("is_llama_config", "a marker that no class reads")),
+    nulls=(*NULLS, "head_dim", "num_key_value_heads"),
     sizes=sizes,
     rules=(*WEIGHTS, *ATTENTION_BIASES, *MLP_BIASES),
     fills=(*ATTENTION_FILLS, *MLP_FILLS),

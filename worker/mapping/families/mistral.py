@@ -3,7 +3,7 @@
 from ..attention import HeadSize, KeyValueHeads, NoBiases, SlidingWindow
 from ..family import Family
 from ..fields import Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..rope import Rope
 from ..sizes import sizes
 from .llama import CONSTRUCTION, DROPS, WEIGHTS, decoder_shape
@@ -25,6 +25,7 @@ MISTRAL = Family(
         CONSTRUCTION,
     ),
     ignored=WITHOUT_EFFECT,
+    nulls=(*NULLS, "head_dim", "sliding_window"),
     sizes=sizes,
     rules=WEIGHTS,
     drops=DROPS,

@@ -3,7 +3,7 @@
 from ..attention import HeadSize, KeyValueHeads, NoBiases, SlidingWindow
 from ..family import Family
 from ..fields import Fixed, Ignored, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..moe import MOE_CONSTRUCTION, ROUTING, AlwaysNormalized, moe_rules
 from ..rope import Rope
 from ..sizes import sizes
@@ -35,6 +35,7 @@ MIXTRAL = Family(
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
         Ignored("router_jitter_noise", "noise on the router's input while HF trains; evaluation has none", other=0.1),
     ),
+    nulls=(*NULLS, "head_dim", "sliding_window"),
     sizes=sizes,
     rules=(
         *EMBEDDINGS,

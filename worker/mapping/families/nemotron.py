@@ -5,7 +5,7 @@ from dataclasses import replace
 from ..attention import Biases, HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..partial_rope import PartialRope
 from ..rules import Fill, HFTensor, Rule
 from ..sizes import sizes
@@ -51,6 +51,9 @@ def _ungated(fill: Fill) -> Fill:
     return replace(fill, shape=shape, like=fill.like.replace("gate_proj", "up_proj"))
 
 
+_OF_ITS_OWN = frozenset({"rms_norm_eps", "initializer_range"})
+"""Fields that HF's class names, or fills in, otherwise than Llama's."""
+
 NEMOTRON = Family(
     name="nemotron",
     page="worker/mapping/families/nemotron.py",
@@ -58,7 +61,8 @@ NEMOTRON = Family(
     architectures=("NemotronForCausalLM",),
     features=("GQA", "squared ReLU", "zero-centred LayerNorm", "partial rotary", "attention and MLP biases"),
     fields=(
-        *(codec for codec in decoder_shape(activations=("relu2",)) if "rms_norm_eps" not in codec.hf),
+        *(codec for codec in decoder_shape(activations=("relu2",)) if _OF_ITS_OWN.isdisjoint(codec.hf)),
+        Renamed("initializer_range", "init_method_std", float, 0.0134),
         Renamed("norm_eps", "layernorm_epsilon", float, 1e-5),
         HeadSize(),
         KeyValueHeads(),
@@ -76,6 +80,7 @@ NEMOTRON = Family(
         ),
     ),
     ignored=WITHOUT_EFFECT,
+    nulls=(*NULLS, "head_dim", "num_key_value_heads"),
     sizes=sizes,
     rules=(*EMBEDDINGS, *ATTENTION_WEIGHTS, *ATTENTION_BIASES, *UNGATED_MLP, *NORM_BIASES),
     fills=(*ATTENTION_FILLS, *map(_ungated, MLP_FILLS)),

@@ -7,7 +7,7 @@ from ..activation import Activation
 from ..attention import HeadSize, KeyValueHeads
 from ..family import ONLY_HF, Family
 from ..fields import Fixed, Ignored, Only, Renamed, same
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..layer_sets import LayerPairs, Layers
 from ..layouts import QueryGroups, Rows, Sizes
 from ..moe import EXPERTS_OF_MCORE, Groups
@@ -83,7 +83,7 @@ _EXPERTS = (
     Renamed("moe_intermediate_size", "moe_ffn_hidden_size", int, 7688),
     Renamed("moe_shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", int, 7688),
     Renamed("routed_scaling_factor", "moe_router_topk_scaling_factor", float, 1.0),
-    Groups(scores_summed=2),
+    Groups(scores_summed=2, n_group=1, topk_group=1),
 )
 _ROUTER = {
     "moe_router_score_function": "sigmoid",
@@ -346,6 +346,7 @@ NEMOTRON_H = Family(
         Ignored("time_step_rank", "HF's class does not read it"),
         Ignored("use_mamba_kernels", "chooses kernels, not the mathematics"),
     ),
+    nulls=(*NULLS, "layers_block_type", "moe_latent_size", "sliding_window"),
     sizes=hybrid_sizes,
     rules=(*EMBEDDINGS, *MAMBA, *ATTENTION, *MLP, *MOE),
     model="hybrid",

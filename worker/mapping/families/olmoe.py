@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ..attention import KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Ignored, Only, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..moe import MOE_CONSTRUCTION, NormalizedTopK, moe_rules
 from ..record import Record
 from ..rope import Rope
@@ -71,6 +71,7 @@ OLMOE = Family(
         *WITHOUT_EFFECT,
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
     ),
+    nulls=(*NULLS, "num_key_value_heads", "clip_qkv"),
     sizes=sizes,
     rules=(
         *EMBEDDINGS,

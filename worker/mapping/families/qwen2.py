@@ -3,7 +3,7 @@
 from ..attention import HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..rope import Rope
 from ..sizes import sizes
 from ..windows import UpperWindows
@@ -26,6 +26,7 @@ QWEN2 = Family(
         CONSTRUCTION,
     ),
     ignored=WITHOUT_EFFECT,
+    nulls=(*NULLS, "num_key_value_heads", "sliding_window", "layer_types"),
     sizes=sizes,
     rules=(*WEIGHTS, QKV_BIAS),
     drops=DROPS,

@@ -3,7 +3,7 @@
 from ..attention import AttentionBiases, HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..rope import Rope
 from ..sizes import sizes
 from ..windows import UpperWindows
@@ -27,6 +27,7 @@ QWEN3 = Family(
         CONSTRUCTION,
     ),
     ignored=WITHOUT_EFFECT,
+    nulls=(*NULLS, "num_key_value_heads", "sliding_window", "layer_types"),
     sizes=sizes,
     rules=(*WEIGHTS, *QK_NORMS, *ATTENTION_BIASES),
     fills=MLP_FILLS,

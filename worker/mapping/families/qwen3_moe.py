@@ -3,7 +3,7 @@
 from ..attention import HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Ignored, Only, Renamed
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..layer_sets import dense_layers
 from ..moe import MOE_CONSTRUCTION, ROUTING, NormalizedTopK, SparseLayers, moe_rules, on
 from ..rope import Rope
@@ -51,6 +51,7 @@ QWEN3_MOE = Family(
         Ignored("max_window_layers", "read by the dense Qwen3 alone"),
         Ignored("output_router_logits", "chooses what forward() returns beside the logits"),
     ),
+    nulls=(*NULLS, "sliding_window", "mlp_only_layers"),
     sizes=sizes,
     rules=(*EMBEDDINGS, *ATTENTION_WEIGHTS, *QK_NORMS, *on(dense_layers, MLP_WEIGHTS), *MOE),
     drops=DROPS,

@@ -7,7 +7,7 @@ from typing import cast
 from ..attention import HeadSize, KeyValueHeads
 from ..family import Family
 from ..fields import Fixed, Ignored, Only, Renamed, same
-from ..hf_fields import WITHOUT_EFFECT
+from ..hf_fields import NULLS, WITHOUT_EFFECT
 from ..layer_sets import LayerPairs, Layers, dense_layers, moe_layers
 from ..layouts import RowBlock, RowLayout, Rows, Sizes
 from ..moe import MOE_CONSTRUCTION, ROUTING, NormalizedTopK, SparseLayers, on, shared_expert_rules
@@ -224,6 +224,7 @@ QWEN3_NEXT = Family(
         ),
     ),
     ignored=(*WITHOUT_EFFECT, Ignored("output_router_logits", "chooses what forward() returns beside the logits")),
+    nulls=(*NULLS, "layer_types", "mlp_only_layers"),
     sizes=next_sizes,
     rules=(*EMBEDDINGS, *DELTA_NET, *FULL_ATTENTION, *on(dense_layers, MLP_WEIGHTS), *MOE, *SHARED),
     drops=DROPS,
