@@ -3,12 +3,12 @@
 from fastapi import FastAPI
 
 from worker.jobs.locations import Roots
-from worker.jobs.store import JobStore
+from worker.jobs.store import JobStore, Limits
 
 from .body_limit import BodyLimit
 from .ferry_app import FerryApp
 from .problems import add_problem_handlers
-from .routes import health, jobs
+from .routes import health, jobs, slots
 from .settings import ApiSettings
 from .surroundings import Surroundings
 
@@ -23,6 +23,7 @@ def create_app(settings: ApiSettings, store: JobStore | None = None) -> FastAPI:
     )
     app.state.surroundings = Surroundings(store=store or _connect(settings), roots=Roots(settings.roots))
     app.include_router(jobs.router)
+    app.include_router(slots.router)
     app.include_router(health.router)
     app.add_middleware(BodyLimit)
     add_problem_handlers(app)
@@ -31,5 +32,10 @@ def create_app(settings: ApiSettings, store: JobStore | None = None) -> FastAPI:
 
 def _connect(settings: ApiSettings) -> JobStore:
     from worker.stores.redis_store import RedisStore
+    from worker.stores.server_check import check_server
+    from worker.stores.servers import Servers
 
-    return RedisStore.from_url(settings.broker_url)
+    servers = Servers.of(settings.broker_url, settings.store_url)
+    check_server(servers)
+    limits = Limits(failures=settings.max_failures, losses=settings.max_losses)
+    return RedisStore.from_url(servers.store_url, limits=limits, sends_messages=servers.store_sends_messages)

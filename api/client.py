@@ -47,9 +47,19 @@ class Client:
         """Let go of the connection."""
         self._http.close()
 
-    def submit(self, spec: JobSpec, *, labels: dict[str, str] | None = None, idempotency_key: str | None = None) -> Job:
-        """Hand in a job. Where the answer is lost on the way it is sent again, and still accepted once."""
-        request = JobRequest(spec=spec, labels=labels or {})
+    def submit(
+        self,
+        spec: JobSpec,
+        *,
+        labels: dict[str, str] | None = None,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Hand in a job. Where the answer is lost on the way it is sent again, and still accepted once.
+
+        `options` are the other fields of a JobRequest: priority, gpus, timeout_seconds, depends_on and the like.
+        """
+        request = JobRequest(spec=spec, labels=labels or {}, **options)
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
         return self._patiently(Job, "POST", "/v1/jobs", json=request.model_dump(mode="json"), headers=headers)
 
@@ -73,6 +83,10 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         """Ask for an end; a job that has ended stays as it is."""
         return self._ask(Job, "POST", f"{_path(job_id)}/cancel")
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again."""
+        return self._ask(Job, "POST", f"{_path(job_id)}/retry")
 
     def wait(self, job_id: str, on_change: Callable[[Job], None] | None = None) -> Job:
         """Until the job has ended, however it did; `on_change` sees it after every look."""

@@ -7,35 +7,54 @@ from pathlib import Path
 
 from worker.jobs.errors import BadInputError
 from worker.jobs.locations import parse_roots
+from worker.stores.servers import read_servers
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
-    """The HTTP server's settings. The broker's URL also names the job store."""
+    """The HTTP server's settings. The broker's URL also names the job store, unless the store has one of its own."""
 
     broker_url: str
     roots: Mapping[str, Path]
+    store_url: str | None = None
+    max_failures: int = 3
+    """Of one job, before it ends as failed."""
+    max_losses: int = 20
+    """Attempts of one job that vanished, before it ends as failed."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "ApiSettings":
         """BadInputError names the variable that is missing or cannot be read."""
         found = os.environ if environ is None else environ
-        broker_url = found.get("FERRY_BROKER_URL")
-        if not broker_url:
+        broker_url, store_url = read_servers(found)
+        if broker_url is None:
             raise _wrong("FERRY_BROKER_URL", "nothing", "redis://..., rediss://... or redis+socket:///...")
         try:
             roots = parse_roots(found.get("FERRY_ROOTS", ""))
         except ValueError as error:
             raise _wrong("FERRY_ROOTS", repr(found["FERRY_ROOTS"]), str(error)) from error
-        return cls(broker_url=broker_url, roots=roots)
+        return cls(
+            broker_url=broker_url,
+            roots=roots,
+            store_url=store_url,
+            max_failures=_count(found, "FERRY_MAX_FAILURES", 3),
+            max_losses=_count(found, "FERRY_MAX_LOSSES", 20),
+        )
 
 
 def server_url(environ: Mapping[str, str] | None = None) -> str:
     """Where the command line and the client look for the server."""
     found = os.environ if environ is None else environ
     return found.get("FERRY_URL") or DEFAULT_URL
+
+
+def _count(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) == 0:
+        raise _wrong(name, repr(text), "a whole number above 0")
+    return int(text)
 
 
 def _wrong(name: str, found: str, expected: str) -> BadInputError:

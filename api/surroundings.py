@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 
 from worker.jobs.errors import BadInputError
 from worker.jobs.locations import Roots, target_exists
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, target_of
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, replaces, target_of
 from worker.jobs.store import JobStore
 
 _PLANS_AT_ONCE = 2
@@ -26,21 +26,26 @@ class Surroundings:
     roots: Roots
     planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PLANS_AT_ONCE))
 
-    def check(self, spec: JobSpec) -> Path | None:
-        """The resolved target, if the job has one. FerryError where the job could not start as things stand."""
+    def check(self, spec: JobSpec, *, sources_exist: bool = True) -> Path | None:
+        """The resolved target, if the job has one. FerryError where the job could not start as things stand.
+
+        Without `sources_exist`, other jobs may still have to make them.
+        """
         for source in _sources_of(spec):
-            self._check_source(source)
+            self._check_source(source, exists=sources_exist)
         location = target_of(spec)
         if location is None:
             return None
         target = self.roots.resolve(location)
-        if _status(location, target):
+        if _status(location, target) and not replaces(spec):
             raise target_exists(target)
         return target
 
-    def _check_source(self, location: str) -> None:
+    def _check_source(self, location: str, *, exists: bool) -> None:
         path = self.roots.resolve(location)
         status = _status(location, path)
+        if status is None and not exists:
+            return
         if status is None:
             raise _missing(location, f"nothing at {path}")
         if not stat.S_ISDIR(status.st_mode):

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from .engine.processes import CopyOptions
 from .handlers.config import read_model
 from .handlers.context import Answer, JobContext, Prepared
+from .handlers.conversion import refuse_full_disk
 from .handlers.model_configs import BesideModelConfigs
 from .handlers.run import plan, run
 from .jobs.errors import BadInputError, FerryError, InternalError, error_from_os
@@ -79,6 +80,7 @@ def _run(spec_json: str, options: CopyOptions) -> ConfigResult | CheckpointResul
         locations=LocalPaths(),
         job_id=f"local_{uuid.uuid4().hex}",
         staging_suffix=f"local-{os.getpid()}",
+        reserve=refuse_full_disk,
         report=lambda progress: _print({"progress": _progress(progress)}),
         # Where the copy processes use every core, the imports wait for them.
         model_configs=BesideModelConfigs(overlap=(os.cpu_count() or 1) > options.processes),

@@ -1,12 +1,13 @@
 """What a worker is told by its environment: read once, in main, and passed down."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .jobs.errors import BadInputError
 from .jobs.locations import parse_roots
+from .stores.servers import read_servers
 
 _COPY_PROCESSES_AT_MOST = 4
 """More help only where the storage is faster than most."""
@@ -28,16 +29,39 @@ class WorkerSettings:
     lease_seconds: float
     grace_seconds: float
     """How long a worker that is asked to stop lets its job go on before it returns the job to the queue."""
+    store_url: str | None = None
+    """None: the broker holds the jobs too."""
+    timeout_seconds: float | None = None
+    """How long an attempt may take where its job says nothing."""
+    stall_seconds: float = 1800.0
+    """How long an attempt may live without progress where its job says nothing."""
+    retention_seconds: float = 30 * 86_400.0
+    """How long ended jobs are remembered."""
+    max_failures: int = 3
+    max_losses: int = 20
+    gpu: str | None = None
+    """UUID of the GPU that this worker is pinned to; None: a slot for jobs that need none."""
+    host_gpus: int = 0
+    """How many GPUs the slots of this host have: up to so many, one job may lease."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "WorkerSettings":
         """BadInputError names the variable that cannot be read."""
         found = os.environ if environ is None else environ
+        broker_url, store_url = read_servers(found)
         return cls(
             data=_read(found, "FERRY_DATA", _path, Path.home() / ".ferry"),
-            broker_url=_read(found, "FERRY_BROKER_URL", str, None),
+            broker_url=broker_url,
+            store_url=store_url,
             roots=_read(found, "FERRY_ROOTS", parse_roots, {}),
             model_configs=_read(found, "FERRY_MODEL_CONFIGS", _path, None),
+            timeout_seconds=_read(found, "FERRY_TIMEOUT_SECONDS", _positive_seconds, None),
+            stall_seconds=_read(found, "FERRY_STALL_SECONDS", _positive_seconds, 1800.0),
+            retention_seconds=_read(found, "FERRY_RETENTION_SECONDS", _positive_seconds, 30 * 86_400.0),
+            max_failures=_read(found, "FERRY_MAX_FAILURES", _count, 3),
+            max_losses=_read(found, "FERRY_MAX_LOSSES", _count, 20),
+            gpu=_read(found, "FERRY_GPU", str, None),
+            host_gpus=_read(found, "FERRY_HOST_GPUS", _count, 1 if found.get("FERRY_GPU") else 0),
             copy_processes=_read(found, "FERRY_COPY_PROCESSES", _count, _default_copy_processes()),
             io_bytes_per_second=_read(found, "FERRY_IO_BYTES_PER_SECOND", _count, None),
             lease_seconds=_read(found, "FERRY_LEASE_SECONDS", _lease_seconds, 15.0),
@@ -49,6 +73,11 @@ class WorkerSettings:
 def child_environment(changes: Mapping[str, str], *, unless_set: Mapping[str, str]) -> dict[str, str]:
     """This process's environment, changed: what a service's processes are started with."""
     return {**unless_set, **os.environ, **changes}
+
+
+def see_only(devices: Sequence[str]) -> None:
+    """Show these GPUs alone to this process and those that it starts. CUDA looks when it is first used."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
 
 
 def stop_softly_on_sigterm() -> None:
@@ -94,6 +123,12 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise ValueError("a number of seconds")
     return seconds
+
+
+def _positive_seconds(text: str) -> float:
+    if _seconds(text) == 0:
+        raise ValueError("a number of seconds above 0")
+    return _seconds(text)
 
 
 def _lease_seconds(text: str) -> float:

@@ -178,6 +178,16 @@ def cancel(job_id: Annotated[str, typer.Argument(metavar="ID")], server: Server 
         print_job(client.cancel(job_id))
 
 
+@app.command("retry")
+def retry(job_id: Annotated[str, typer.Argument(metavar="ID")], server: Server = None) -> None:
+    """Queue a failed or cancelled job again."""
+    from ..client import Client
+    from .tables import print_job
+
+    with Client(server or server_url()) as client:
+        print_job(client.retry(job_id))
+
+
 @app.command("families")
 def list_families(as_json: AsJson = False) -> None:
     """List the models that can be converted."""

@@ -10,6 +10,14 @@ from rich.table import Table
 
 from worker.jobs.spec import target_of
 from worker.jobs.state import Cancelled, CheckpointResult, Failed, Job, Queued, Running, Succeeded
+from worker.jobs.waiting import (
+    Waiting,
+    WaitsForDevices,
+    WaitsForDisk,
+    WaitsForJobs,
+    WaitsForRetry,
+    WaitsForSlot,
+)
 
 from .sizes import show_size
 
@@ -80,11 +88,28 @@ def _state_rows(job: Job) -> Iterable[tuple[str, str]]:
             yield "output", f"a ModelConfig: `ferry show {job.id} --json`"
         case Failed(error=error):
             yield "error", error.message
-        case Queued(last_error=error):
+        case Queued(waiting=waiting, last_error=error):
+            yield "waits", _why(waiting)
             if error is not None:
                 yield "last error", error.message
         case Cancelled():
             pass
+
+
+def _why(waiting: Waiting) -> str:
+    match waiting:
+        case WaitsForSlot(slots=0, resource_class=resource_class):
+            return f"for a worker: none that is alive runs jobs of class {resource_class}"
+        case WaitsForSlot(position=position, slots=slots, resource_class=resource_class):
+            return f"for a slot: number {position} of class {resource_class}, which has {slots}"
+        case WaitsForDevices(needed=needed, free=free, host=host):
+            return f"for {needed} free GPUs on one host: {host} has {free}"
+        case WaitsForRetry(until=until):
+            return f"for its next attempt at {until.astimezone():%H:%M:%S}"
+        case WaitsForJobs(jobs=jobs):
+            return f"for {', '.join(jobs)}"
+        case WaitsForDisk(filesystem=filesystem, needed_bytes=needed, free_bytes=free):
+            return f"for {show_size(needed)} on {filesystem}, where {show_size(free)} are free"
 
 
 def _state(job: Job) -> str:

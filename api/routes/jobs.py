@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from worker.jobs.errors import BadInputError
+from worker.jobs.events import JobEvent
 from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobKind, JobRequest, JobSpec
 from worker.jobs.state import TERMINAL, Job, StateName
 from worker.jobs.store import JobFilter
@@ -81,12 +82,27 @@ def cancel(job_id: str, around: Around, response: Response) -> Job:
     return job
 
 
+@router.post("/{job_id}/retry", summary="Retry a job", status_code=202, responses=problems(404, 409, 422, 503))
+def retry(job_id: str, around: Around) -> Job:
+    """A failed or cancelled job waits again, with its history; one that waits or runs stays as it is."""
+    job = around.store.get(job_id)
+    if job.state.state in ("failed", "cancelled"):
+        around.check(job.request.spec, sources_exist=not job.request.depends_on)
+    return around.store.retry(job_id)
+
+
+@router.get("/{job_id}/events", summary="A job's history", responses=problems(404, 422, 503))
+def events(job_id: str, around: Around, after: Annotated[int, Query(ge=0)] = 0) -> tuple[JobEvent, ...]:
+    """Oldest first, from the one after number `after`; the latest 500 are kept."""
+    return around.store.events(job_id, after=after)
+
+
 def _submit(around: Surroundings, body: JobRequest, key: str | None) -> Job:
     # A repeated request must get its job again, although the job's own target stands there by now.
     known = around.store.find(key, body) if key else None
     if known is not None:
         return known
-    target = around.check(body.spec)
+    target = around.check(body.spec, sources_exist=not body.depends_on)
     return around.store.submit(new_job_id(), body, target=str(target) if target else None, idempotency_key=key)
 
 

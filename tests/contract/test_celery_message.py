@@ -12,9 +12,13 @@ from redis import Redis
 
 from worker.dispatch.embedded_broker import EmbeddedBroker
 from worker.jobs.spec import ConfigSpec, JobRequest
-from worker.stores.celery_message import QUEUE, TASK
+from worker.stores.celery_message import TASK
 from worker.stores.connection import connect
 from worker.stores.redis_store import RedisStore
+
+QUEUE = "ferry.cpu"
+NORMAL = f"{QUEUE}\x06\x163"
+"""Kombu's list for messages of this queue with priority 3."""
 
 
 @pytest.fixture
@@ -26,14 +30,14 @@ def redis(broker: EmbeddedBroker) -> Iterator[Redis]:
 def sent_by_celery(broker: EmbeddedBroker, redis: Redis) -> dict[str, Any]:
     app = Celery(broker=broker.url, set_as_current=False)
     app.conf.update(task_default_queue=QUEUE, task_serializer="json", task_ignore_result=True)
-    app.send_task(TASK, args=("job_1",), task_id="job_1", ignore_result=True)
+    app.send_task(TASK, args=("job_1",), task_id="job_1", ignore_result=True, priority=3)
     app.close()
-    return json.loads(redis.rpop(QUEUE))
+    return json.loads(redis.rpop(NORMAL))
 
 
 def sent_by_store(broker: EmbeddedBroker, redis: Redis, job_id: str = "job_1") -> dict[str, Any]:
     RedisStore(redis).submit(job_id, JobRequest(spec=ConfigSpec(source="here:a")))
-    return json.loads(redis.lindex(QUEUE, 0))
+    return json.loads(redis.lindex(NORMAL, 0))
 
 
 def test_the_envelope_is_that_of_celery(broker: EmbeddedBroker, redis: Redis) -> None:
@@ -58,7 +62,7 @@ def test_kombu_consumes_and_acknowledges_it(broker: EmbeddedBroker, redis: Redis
         assert redis.hlen("unacked") == 1
         message.ack()
 
-    assert redis.hlen("unacked") == redis.llen(QUEUE) == 0
+    assert redis.hlen("unacked") == redis.llen(NORMAL) == 0
 
 
 def test_kombu_returns_it_to_the_queue_unharmed(broker: EmbeddedBroker, redis: Redis) -> None:

@@ -9,6 +9,7 @@ import pytest
 from worker.dispatch.embedded_broker import EmbeddedBroker
 from worker.jobs.errors import BadInputError, ConflictError, InternalError, NotFoundError, TransientError
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.slots import WorkerSlot
 from worker.jobs.spec import ConfigSpec, ImportSpec, JobRequest
 from worker.jobs.state import (
     Cancelled,
@@ -31,6 +32,7 @@ from worker.jobs.store import (
     Returned,
     Stopped,
 )
+from worker.jobs.waiting import WaitsForSlot
 from worker.stores.redis_store import RedisStore
 
 MakeStore = Callable[[Limits], JobStore]
@@ -66,7 +68,7 @@ def store(make_store: MakeStore) -> JobStore:
 
 
 def claim(store: JobStore, job_id: str, *, worker: str = "w1", lease_seconds: float = 60) -> Claim:
-    taken = store.claim(job_id, worker, lease_seconds=lease_seconds)
+    taken = store.claim(job_id, WorkerSlot(worker_id=worker, host="h"), lease_seconds=lease_seconds)
     assert taken is not None
     return taken
 
@@ -82,7 +84,8 @@ def test_a_submitted_job_is_queued_and_found_again(store: JobStore) -> None:
     job = store.submit("job_1", IMPORT)
 
     assert job == store.get("job_1")
-    assert (job.id, job.request, job.state, job.attempts) == ("job_1", IMPORT, Queued(), 0)
+    waiting = WaitsForSlot(resource_class="cpu", position=1, slots=0)
+    assert (job.id, job.request, job.state, job.attempts) == ("job_1", IMPORT, Queued(waiting=waiting), 0)
     assert abs(datetime.now(UTC) - job.created_at) < timedelta(minutes=1)
 
 
@@ -91,7 +94,7 @@ def test_an_unknown_job_is_not_found(store: JobStore) -> None:
         with pytest.raises(NotFoundError, match="job_nowhere"):
             ask("job_nowhere")
 
-    assert store.claim("job_nowhere", "w1", lease_seconds=1) is None
+    assert store.claim("job_nowhere", WorkerSlot(worker_id="w1", host="h"), lease_seconds=1) is None
 
 
 def test_the_same_idempotency_key_and_request_answer_the_first_job(store: JobStore) -> None:
@@ -185,7 +188,7 @@ def test_a_claimed_job_cannot_be_claimed_by_another(store: JobStore) -> None:
     store.submit("job_1", IMPORT)
     claim(store, "job_1")
 
-    assert store.claim("job_1", "w2", lease_seconds=60) is None
+    assert store.claim("job_1", WorkerSlot(worker_id="w2", host="h"), lease_seconds=60) is None
 
 
 def test_a_worker_that_claims_what_it_holds_gets_a_new_fence(store: JobStore) -> None:
@@ -258,7 +261,7 @@ def test_a_retryable_error_queues_the_job_after_a_growing_delay(store: JobStore)
         assert queued.not_before is not None
         assert queued.last_error == RETRYABLE
         delays.append(queued.not_before - store.get("job_1").updated_at)
-        assert store.claim("job_1", "w1", lease_seconds=60) is None
+        assert store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60) is None
         time.sleep(delays[-1].total_seconds() + 0.01)
 
     assert [round(delay.total_seconds(), 1) for delay in delays] == [0.1, 0.2]
@@ -373,7 +376,7 @@ def test_a_job_cancelled_while_running_is_not_claimed_again(store: JobStore) -> 
     lost_claim(store, "job_1")
     store.cancel("job_1")
 
-    assert store.claim("job_1", "w2", lease_seconds=60) is None
+    assert store.claim("job_1", WorkerSlot(worker_id="w2", host="h"), lease_seconds=60) is None
 
     assert store.get("job_1").state == Cancelled()
 
@@ -406,7 +409,7 @@ def test_cancelling_again_or_too_late_changes_nothing(store: JobStore) -> None:
 
     assert store.cancel("job_1") == store.get("job_1")
     assert store.cancel("job_2").state == Succeeded(result=DONE.result)
-    assert store.claim("job_1", "w1", lease_seconds=60) is None
+    assert store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60) is None
 
 
 def test_a_returned_job_waits_again_without_having_failed(make_store: MakeStore) -> None:
@@ -415,7 +418,8 @@ def test_a_returned_job_waits_again_without_having_failed(make_store: MakeStore)
 
     store.settle(claim(store, "job_1"), Returned())
 
-    assert store.get("job_1").state == Queued()
+    waiting = WaitsForSlot(resource_class="cpu", position=1, slots=0)
+    assert store.get("job_1").state == Queued(waiting=waiting)
     assert claim(store, "job_1", worker="w2").fence == 2
 
 

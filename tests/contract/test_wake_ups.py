@@ -9,13 +9,14 @@ from redis import Redis
 
 from worker.dispatch.embedded_broker import EmbeddedBroker
 from worker.jobs.errors import TransientError, UnavailableError
+from worker.jobs.slots import WorkerSlot
 from worker.jobs.spec import ConfigSpec, JobRequest
 from worker.jobs.store import Broken, JobFilter, Limits, Stopped
-from worker.stores.celery_message import QUEUE
 from worker.stores.connection import connect
 from worker.stores.redis_store import RedisStore
 
 REQUEST = JobRequest(spec=ConfigSpec(source="here:a"))
+QUEUE = "ferry.cpu\x06\x163"  # kombu's list for the normal priority
 PATIENCE_SECONDS = 0.2
 RETRYABLE = TransientError("io_error", "disk", found="an error", expected="none", next_step="Retry.").info
 
@@ -59,7 +60,7 @@ def test_messages_are_consumed_in_the_order_of_submission(store: RedisStore, red
 def test_a_failed_job_is_woken_when_its_delay_is_over_and_not_before(store: RedisStore, redis: Redis) -> None:
     store.submit("job_1", REQUEST)
     consume(redis)
-    claim = store.claim("job_1", "w1", lease_seconds=60)
+    claim = store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
     assert claim is not None
     store.settle(claim, Broken(error=RETRYABLE))
 
@@ -73,7 +74,7 @@ def test_a_failed_job_is_woken_when_its_delay_is_over_and_not_before(store: Redi
 def test_a_lost_job_is_woken_at_once_although_others_wait(store: RedisStore, redis: Redis) -> None:
     store.submit("job_1", REQUEST)
     consume(redis)
-    store.claim("job_1", "w1", lease_seconds=0.01)
+    store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=0.01)
     store.submit("job_2", REQUEST)
     time.sleep(0.02)
 
@@ -119,7 +120,7 @@ def test_an_ended_job_is_never_woken(store: RedisStore, redis: Redis) -> None:
     store.submit("job_2", REQUEST)
     consume(redis), consume(redis)
     store.cancel("job_1")
-    claim = store.claim("job_2", "w1", lease_seconds=0.01)
+    claim = store.claim("job_2", WorkerSlot(worker_id="w1", host="h"), lease_seconds=0.01)
     assert claim is not None
     store.settle(claim, Stopped())
     time.sleep(PATIENCE_SECONDS + 0.02)

@@ -14,15 +14,17 @@ import psutil
 import pytest
 
 from worker.dispatch.attempt import Attempt, Work, start_attempt
-from worker.dispatch.attempt_lines import Answered, End, Moved, Raised, encode
+from worker.dispatch.attempt_lines import Answered, End, Moved, Needs, Raised, encode
 from worker.dispatch.lease import Lease
-from worker.dispatch.watch import Died, Told, asked_to_leave, watch
+from worker.dispatch.watch import Died, Patience, Told, asked_to_leave, watch
 from worker.engine.lifeline import adopt_orphans
 from worker.jobs.errors import InternalError, UnavailableError
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.slots import WorkerSlot
 from worker.jobs.spec import ConfigSpec, JobRequest
 from worker.jobs.state import ConfigResult, Progress, Running
 from worker.jobs.store import Claim, Verdict
+from worker.jobs.waiting import WaitsForDisk
 
 ANSWER = Answered(result=ConfigResult(megatron_config={"layers": list(range(50_000))}))
 """Far more than a pipe holds."""
@@ -76,7 +78,7 @@ def orphans_come_to_us() -> None:
 def claim() -> tuple[MemoryStore, Claim]:
     store = MemoryStore()
     store.submit("job_1", JobRequest(spec=ConfigSpec(source="here:a")))
-    claim = store.claim("job_1", "w1", lease_seconds=60)
+    claim = store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
     assert claim is not None
     return store, claim
 
@@ -85,9 +87,11 @@ def never() -> bool:
     return False
 
 
-def watched(work: Work, lease: Lease, leaving: Callable[[], bool] = never) -> End | Died | Told:
+def watched(
+    work: Work, lease: Lease, leaving: Callable[[], bool] = never, patience: Patience | None = None
+) -> End | Died | Told | WaitsForDisk:
     with running(work) as attempt:
-        return watch(attempt, lease, leaving)
+        return watch(attempt, lease, leaving, patience or Patience(timeout_seconds=None, stall_seconds=None))
 
 
 def test_an_attempt_tells_progress_and_then_its_end() -> None:
@@ -205,9 +209,48 @@ def test_a_cancel_ends_the_watch(claim: tuple[MemoryStore, Claim]) -> None:
     assert watched(sleep_forever, Lease(store, taken, 60)) == "cancel"
 
 
+def test_an_attempt_that_takes_too_long_is_ended_although_it_moves(claim: tuple[MemoryStore, Claim]) -> None:
+    store, taken = claim
+
+    def crawl(telling: int) -> None:
+        for done in range(1000):
+            tell(telling, moved(done))
+            time.sleep(0.05)
+
+    patience = Patience(timeout_seconds=0.5, stall_seconds=0.4)
+    assert watched(crawl, Lease(store, taken, 60), patience=patience) == "timed_out"
+
+
+def test_an_attempt_that_makes_no_progress_is_ended_although_it_lives(claim: tuple[MemoryStore, Claim]) -> None:
+    store, taken = claim
+
+    def repeat(telling: int) -> None:
+        for _ in range(1000):
+            tell(telling, moved(7))
+            time.sleep(0.05)
+
+    patience = Patience(timeout_seconds=60, stall_seconds=0.4)
+    assert watched(repeat, Lease(store, taken, 60), patience=patience) == "stalled"
+
+
+def test_an_attempt_without_room_on_its_disk_is_told_to_wait(claim: tuple[MemoryStore, Claim]) -> None:
+    store, taken = claim
+    store.submit("job_2", JobRequest(spec=ConfigSpec(source="here:a")))
+    other = store.claim("job_2", WorkerSlot(worker_id="w2", host="h"), lease_seconds=60)
+    assert other is not None
+    store.reserve_disk(other, "disk", needed_bytes=60, free_bytes=100)
+
+    def ask(telling: int) -> None:
+        tell(telling, Needs(filesystem="disk", needed_bytes=50, free_bytes=100))
+        time.sleep(600)
+
+    waiting = WaitsForDisk(filesystem="disk", needed_bytes=50, free_bytes=40)
+    assert watched(ask, Lease(store, taken, 60)) == waiting
+
+
 def test_a_fenced_claim_ends_the_watch(claim: tuple[MemoryStore, Claim]) -> None:
     store, taken = claim
-    store.claim("job_1", "w1", lease_seconds=60)
+    store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
 
     assert watched(sleep_forever, Lease(store, taken, 60)) == "fenced"
 
@@ -245,6 +288,9 @@ class AwayStore(MemoryStore):
     def heartbeat(self, claim: Claim, progress: Progress, *, lease_seconds: float) -> Verdict:
         raise UnavailableError("store_unavailable", "store", found="nothing", expected="an answer", next_step="Wait.")
 
+    def publish(self, claim: Claim, *, lease_seconds: float) -> Verdict:
+        raise UnavailableError("store_unavailable", "store", found="nothing", expected="it", next_step="Wait.")
+
 
 def test_a_store_that_is_away_stops_the_attempt_once_its_lease_must_be_over(claim: tuple[MemoryStore, Claim]) -> None:
     _, taken = claim
@@ -258,7 +304,7 @@ def test_a_store_that_is_away_stops_the_attempt_once_its_lease_must_be_over(clai
 def test_an_attempt_that_ends_while_the_store_is_away_is_not_confirmed(claim: tuple[MemoryStore, Claim]) -> None:
     _, taken = claim
 
-    assert Lease(AwayStore(), taken, 0.3).confirm(Progress()) == "fenced"
+    assert Lease(AwayStore(), taken, 0.3).publish() == "fenced"
 
 
 def test_an_error_travels_whole() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from worker.checkpoints.publish import partial_folders
 from worker.jobs.state import Failed, Job, Queued, Running, Succeeded
+from worker.jobs.store import Limits
 
 if TYPE_CHECKING:
     from .conftest import Farm
@@ -190,13 +191,15 @@ def test_a_job_whose_worker_died_can_still_be_cancelled(farm: "Farm") -> None:
     assert farm.partials() == []
 
 
-def test_attempts_that_keep_dying_end_at_the_cap(farm: "Farm") -> None:
+@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL], ids=["by themselves", "by another's hand"])
+def test_attempts_that_keep_dying_end_at_the_cap(farm: "Farm", how: signal.Signals) -> None:
+    farm.limits = Limits(failures=3) if how == signal.SIGSEGV else Limits(failures=1, losses=3)
     farm.start_worker(bytes_per_second=SLOW)
     farm.submit()
 
     for attempt in (1, 2, 3):
         farm.until_copying(attempt=attempt)
-        kill(farm.processes()["attempt"][0])
+        os.kill(farm.processes()["attempt"][0].pid, how)
 
     job = farm.until_state("failed")
     assert isinstance(job.state, Failed)

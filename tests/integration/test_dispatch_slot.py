@@ -11,6 +11,7 @@ from worker.dispatch.slot import Slot
 from worker.jobs.errors import UnavailableError
 from worker.jobs.locations import Roots
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.slots import WorkerSlot
 from worker.jobs.spec import ConfigSpec, ImportSpec, JobRequest
 from worker.jobs.state import CheckpointResult, Failed, Queued, Running, Succeeded, Timings
 from worker.jobs.store import Broken, Claim
@@ -35,7 +36,9 @@ def store() -> MemoryStore:
 @pytest.fixture
 def slot(store: MemoryStore, tmp_path: Path) -> Slot:
     settings = WorkerSettings.from_environment({"FERRY_ROOTS": f"here={tmp_path}"})
-    return Slot(store=store, settings=settings, worker_id="w1", model_configs=tmp_path / "nobody.sock")
+    return Slot(
+        store=store, settings=settings, who=WorkerSlot(worker_id="w1", host="h"), model_configs=tmp_path / "nobody.sock"
+    )
 
 
 def publish(folder: Path, job_id: str) -> None:
@@ -100,7 +103,7 @@ def test_a_claim_clears_what_lost_attempts_left_and_nothing_else(
 def test_the_folder_of_a_running_attempt_is_left_alone(store: MemoryStore, tmp_path: Path) -> None:
     store.submit("job_1", REQUEST)
     for _ in range(2):
-        claim = store.claim("job_1", "w1", lease_seconds=60)
+        claim = store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
     assert claim is not None
     for fence in (1, 2):
         (tmp_path / f"out.partial-job_1-{fence}").mkdir()
@@ -112,7 +115,7 @@ def test_the_folder_of_a_running_attempt_is_left_alone(store: MemoryStore, tmp_p
 
 def test_reaping_clears_what_the_lost_attempt_left(store: MemoryStore, tmp_path: Path) -> None:
     store.submit("job_1", REQUEST)
-    store.claim("job_1", "w1", lease_seconds=0)
+    store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=0)
     (tmp_path / "out.partial-job_1-1").mkdir()
 
     reap(store, Roots({"here": tmp_path}))
@@ -123,7 +126,7 @@ def test_reaping_clears_what_the_lost_attempt_left(store: MemoryStore, tmp_path:
 
 def test_a_message_without_work_is_dropped(slot: Slot, store: MemoryStore) -> None:
     store.submit("job_1", JobRequest(spec=ConfigSpec(source="here:a")))
-    store.claim("job_1", "w2", lease_seconds=60)
+    store.claim("job_1", WorkerSlot(worker_id="w2", host="h"), lease_seconds=60)
     before = store.get("job_1")
 
     slot.run_job("job_1")
@@ -139,12 +142,17 @@ def test_a_message_of_an_unknown_job_is_dropped(slot: Slot) -> None:
 class AwayStore(MemoryStore):
     """A store that cannot be reached."""
 
-    def claim(self, job_id: str, worker_id: str, *, lease_seconds: float) -> Claim | None:
+    def claim(self, job_id: str, slot: WorkerSlot, *, lease_seconds: float) -> Claim | None:
         raise UnavailableError("store_unavailable", "store", found="nothing", expected="an answer", next_step="Wait.")
 
 
 def test_a_message_is_dropped_while_the_store_is_away(slot: Slot) -> None:
-    away = Slot(store=AwayStore(), settings=slot.settings, worker_id="w1", model_configs=slot.model_configs)
+    away = Slot(
+        store=AwayStore(),
+        settings=slot.settings,
+        who=WorkerSlot(worker_id="w1", host="h"),
+        model_configs=slot.model_configs,
+    )
 
     away.run_job("job_1")
 

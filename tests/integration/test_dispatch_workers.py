@@ -10,12 +10,13 @@ import pytest
 
 from worker.jobs.spec import ConfigSpec, ImportSpec, JobRequest
 from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Queued, Running, Succeeded
-from worker.stores.celery_message import QUEUE
 from worker.stores.connection import connect
 
 if TYPE_CHECKING:
     from .conftest import Farm
 
+QUEUE = "ferry.cpu\x06\x163"
+"""Kombu's list for the normal priority."""
 SLOW = 5_000_000
 """Bytes per second: a copy of the random Llama takes about five seconds."""
 
@@ -176,7 +177,8 @@ def test_a_worker_told_to_stop_returns_its_job_at_once(farm: "Farm") -> None:
     worker.terminate()
     job = farm.until_state("queued", seconds=5)
 
-    assert job.state == Queued()
+    assert isinstance(job.state, Queued)
+    assert job.state.last_error is None
     assert farm.partials() == []
     worker.wait(10)
     farm.start_worker()

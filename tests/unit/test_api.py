@@ -13,6 +13,7 @@ from api.body_limit import MAX_BODY_BYTES
 from api.settings import ApiSettings
 from worker.jobs.errors import UnavailableError
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.slots import WorkerSlot
 from worker.jobs.state import Progress
 from worker.jobs.store import Stopped
 
@@ -47,7 +48,8 @@ def test_an_accepted_job_is_answered_with_its_place(http: TestClient) -> None:
     assert answer.status_code == 202
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert "retry-after" in answer.headers
-    assert job["state"] == {"state": "queued", "not_before": None, "last_error": None}
+    waiting = {"reason": "slot", "resource_class": "cpu", "position": 1, "slots": 0}
+    assert job["state"] == {"state": "queued", "waiting": waiting, "not_before": None, "last_error": None}
     assert http.get(answer.headers["location"]).json() == job
 
 
@@ -210,7 +212,7 @@ def test_an_unchanged_job_is_not_sent_again(http: TestClient, store: MemoryStore
     tag = http.get(f"/v1/jobs/{job_id}").headers["etag"]
 
     unchanged = http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": f'"older", W/{tag}'})
-    store.claim(job_id, "w", lease_seconds=10)
+    store.claim(job_id, WorkerSlot(worker_id="w", host="h"), lease_seconds=10)
     changed = http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": tag})
 
     assert (unchanged.status_code, unchanged.content) == (304, b"")
@@ -219,7 +221,7 @@ def test_an_unchanged_job_is_not_sent_again(http: TestClient, store: MemoryStore
 
 def test_progress_is_seen_while_a_job_runs(http: TestClient, store: MemoryStore) -> None:
     job_id = http.post("/v1/jobs", json=body()).json()["id"]
-    claim = store.claim(job_id, "w", lease_seconds=10)
+    claim = store.claim(job_id, WorkerSlot(worker_id="w", host="h"), lease_seconds=10)
     assert claim is not None
 
     store.heartbeat(claim, Progress(phase="copying", done_bytes=5, total_bytes=10), lease_seconds=10)
@@ -253,7 +255,7 @@ def test_jobs_are_filtered_by_state_kind_and_label(http: TestClient) -> None:
 
 def test_cancelling_is_idempotent_and_leaves_ended_jobs_alone(http: TestClient, store: MemoryStore) -> None:
     waiting, running = (http.post("/v1/jobs", json=body(target=f"data:{n}")).json()["id"] for n in "ab")
-    claim = store.claim(running, "w", lease_seconds=10)
+    claim = store.claim(running, WorkerSlot(worker_id="w", host="h"), lease_seconds=10)
     assert claim is not None
 
     answers = [http.post(f"/v1/jobs/{waiting}/cancel") for _ in range(2)]

@@ -15,6 +15,7 @@ import pytest
 from tests.unit.server import FerryServer
 from worker.jobs.errors import BadInputError, FerryError
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.slots import WorkerSlot
 from worker.jobs.state import CheckpointResult, Progress, Timings
 from worker.jobs.store import Broken, Claim, Done, JobFilter, Outcome, Stopped
 
@@ -57,7 +58,7 @@ def begin_the_next_job(store: MemoryStore) -> Claim:
     while not (queued := store.list(JobFilter(state="queued")).jobs):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    claim = store.claim(queued[0].id, "w", lease_seconds=SECONDS)
+    claim = store.claim(queued[0].id, WorkerSlot(worker_id="w", host="h"), lease_seconds=SECONDS)
     assert claim is not None
     store.heartbeat(claim, Progress(phase="copying", done_bytes=50, total_bytes=100), lease_seconds=SECONDS)
     return claim

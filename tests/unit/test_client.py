@@ -13,6 +13,7 @@ from api.client import Client
 from tests.unit.server import FerryServer
 from worker.jobs.errors import ConflictError, FerryError, InternalError, NotFoundError, UnavailableError
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.slots import WorkerSlot
 from worker.jobs.spec import ConfigSpec, ImportSpec
 from worker.jobs.state import ConfigResult, Job
 from worker.jobs.store import Done
@@ -29,7 +30,7 @@ def client(server: FerryServer) -> Iterator[Client]:
 
 def do(store: MemoryStore, job_id: str, *, seconds: float = 0.0) -> None:
     """What a worker does with a config job."""
-    claim = store.claim(job_id, "w", lease_seconds=10)
+    claim = store.claim(job_id, WorkerSlot(worker_id="w", host="h"), lease_seconds=10)
     assert claim is not None
     time.sleep(seconds)
     store.settle(claim, Done(result=ConfigResult(megatron_config={"a": 1})))

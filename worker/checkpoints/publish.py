@@ -14,6 +14,7 @@ from ..jobs.locations import refuse_existing, target_exists
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial-"
 _RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
@@ -23,20 +24,28 @@ class StagedFolder:
 
     path: Path
     target: Path
+    replaces: bool = False
+    """Whether what stands at the target makes way, in the same moment in which the output appears."""
 
     def publish(self) -> None:
         """Rename to the target, durably. ConflictError where the target exists by now, an empty directory included."""
-        _rename_without_replacing(self.path, self.target)
-        sync_directory(self.target.parent)
+        if self.replaces and os.path.lexists(self.target):
+            _exchange(self.path, self.target)
+            sync_directory(self.target.parent)
+            _remove(self.path)
+        else:
+            _rename_without_replacing(self.path, self.target)
+            sync_directory(self.target.parent)
 
     def discard(self) -> None:
         """Remove what was written."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def stage(target: Path, suffix: str) -> StagedFolder:
-    """A fresh, empty folder beside `target`. ConflictError where the target exists."""
-    refuse_existing(target)
+def stage(target: Path, suffix: str, *, replaces: bool = False) -> StagedFolder:
+    """A fresh, empty folder beside `target`. ConflictError where the target exists and is not to be replaced."""
+    if not replaces:
+        refuse_existing(target)
     if not target.parent.is_dir():
         raise BadInputError(
             "missing_file",
@@ -45,9 +54,12 @@ def stage(target: Path, suffix: str) -> StagedFolder:
             expected="an existing parent directory",
             next_step="Create it, or choose another target.",
         )
-    staged = StagedFolder(path=target.with_name(f"{target.name}{_PARTIAL}{suffix}"), target=target)
+    path = target.with_name(f"{target.name}{_PARTIAL}{suffix}")
+    staged = StagedFolder(path=path, target=target, replaces=replaces)
     staged.discard()
     staged.path.mkdir()
+    if replaces:
+        _refuse_without_exchange(staged)
     return staged
 
 
@@ -88,3 +100,39 @@ def _rename_without_replacing(source: Path, target: Path) -> None:
     # Some network file systems know no flags. The target was reserved and looked at; rename() refuses a full directory.
     refuse_existing(target)
     source.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """renameat2(RENAME_EXCHANGE): both names change their owners in one moment."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+def _refuse_without_exchange(staged: StagedFolder) -> None:
+    """BadInputError where the file system knows no exchange: found out on two empty folders inside the staged one."""
+    probes = [staged.path / "one", staged.path / "other"]
+    for probe in probes:
+        probe.mkdir()
+    try:
+        _exchange(*probes)
+    except OSError as error:
+        staged.discard()
+        raise BadInputError(
+            "bad_request",
+            f"on_exists: replace for target {staged.target}",
+            found=f"a file system that cannot exchange two names at once ({error.strerror})",
+            expected="renameat2(RENAME_EXCHANGE), as local Linux file systems have it",
+            next_step="Choose a new target, and switch its readers over to it.",
+        ) from error
+    for probe in probes:
+        probe.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """What was replaced: a folder, a file or a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

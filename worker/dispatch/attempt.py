@@ -15,7 +15,7 @@ from typing import NoReturn
 import psutil
 
 from ..engine.lifeline import die_with_parent
-from .attempt_lines import End, Moved, decode
+from .attempt_lines import Word, decode
 
 Work = Callable[[int], None]
 """What the process does: tells its progress and its end on a descriptor."""
@@ -37,7 +37,7 @@ class Attempt:
     """Children that the forking process had before: none of ours."""
     _unread: bytes = field(default=b"", init=False)
 
-    def lines(self, *, wait_seconds: float) -> list[Moved | End]:
+    def lines(self, *, wait_seconds: float) -> list[Word]:
         """What it told since the last call; waits a while for the first word, or for its end."""
         poll = select.poll()
         for descriptor in (self._pipe, self._pidfd):

@@ -20,6 +20,15 @@ class Moved(_Line):
     progress: Progress
 
 
+class Needs(_Line):
+    """So many bytes are about to be written to a file system that has so many free."""
+
+    line: Literal["needs"] = "needs"
+    filesystem: str
+    needed_bytes: int
+    free_bytes: int
+
+
 class Answered(_Line):
     """The end of a job that leaves no files."""
 
@@ -33,6 +42,7 @@ class Staged(_Line):
     line: Literal["staged"] = "staged"
     folder: Path
     target: Path
+    replaces: bool = False
     result: CheckpointResult
 
 
@@ -44,16 +54,17 @@ class Raised(_Line):
 
 
 End = Answered | Staged | Raised
-Line = Annotated[Moved | End, Field(discriminator="line")]
+Word = Moved | Needs | End
+Line = Annotated[Word, Field(discriminator="line")]
 
 _LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
-def encode(line: Moved | End) -> bytes:
+def encode(line: Word) -> bytes:
     """The line with its newline."""
     return line.model_dump_json().encode() + b"\n"
 
 
-def decode(text: bytes) -> Moved | End:
+def decode(text: bytes) -> Word:
     """The line that `encode` wrote."""
     return _LINE.validate_json(text)

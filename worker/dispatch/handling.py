@@ -4,6 +4,7 @@ import os
 import traceback
 from pathlib import Path
 
+from ..checkpoints.room import Room
 from ..handlers.context import Answer, JobContext, Prepared
 from ..handlers.model_configs import WarmModelConfigs
 from ..handlers.run import run
@@ -11,8 +12,8 @@ from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, 
 from ..jobs.locations import Roots
 from ..jobs.state import Progress
 from ..jobs.store import Claim
-from ..settings import WorkerSettings
-from .attempt_lines import Answered, End, Moved, Raised, Staged, encode
+from ..settings import WorkerSettings, see_only
+from .attempt_lines import Answered, End, Moved, Needs, Raised, Staged, encode
 
 
 def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling: int) -> None:
@@ -21,11 +22,18 @@ def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling:
     def report(progress: Progress) -> None:
         os.write(telling, encode(Moved(progress=progress)))
 
+    def reserve(room: Room, needed_bytes: int) -> None:
+        needs = Needs(filesystem=room.filesystem, needed_bytes=needed_bytes, free_bytes=room.free_bytes)
+        os.write(telling, encode(needs))
+
+    if claim.devices:
+        see_only(claim.devices)
     context = JobContext(
         locations=Roots(settings.roots),
         job_id=claim.job.id,
         staging_suffix=f"{claim.job.id}-{claim.fence}",
         report=report,
+        reserve=reserve,
         model_configs=WarmModelConfigs(model_configs),
         copy_processes=settings.copy_processes,
         io_bytes_per_second=settings.io_bytes_per_second,
@@ -40,7 +48,7 @@ def _end(claim: Claim, context: JobContext) -> End:
             case Answer(result=result):
                 return Answered(result=result)
             case Prepared(staged=staged, result=result):
-                return Staged(folder=staged.path, target=staged.target, result=result)
+                return Staged(folder=staged.path, target=staged.target, replaces=staged.replaces, result=result)
     except FerryError as error:
         return Raised(error=error.info)
     except OSError as error:

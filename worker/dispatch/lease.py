@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from ..jobs.errors import UnavailableError
 from ..jobs.state import Progress
 from ..jobs.store import Claim, JobStore, Outcome, Verdict
+from ..jobs.waiting import WaitsForDisk
+from .attempt_lines import Needs
 
 _ASK_AGAIN_SECONDS = 0.2
 _SETTLE_SECONDS = 60.0
@@ -28,11 +30,26 @@ class Lease:
         except UnavailableError:
             return "fenced" if self._over() else "go_on"
 
-    def confirm(self, progress: Progress) -> Verdict:
-        """A heartbeat that the store answered: before something is done that cannot be undone."""
+    def reserve_disk(self, needs: Needs) -> WaitsForDisk | None:
+        """Keep room for the attempt; what it must wait for where there is none. A store that is away keeps nothing."""
+        try:
+            free = self.store.reserve_disk(
+                self.claim, needs.filesystem, needed_bytes=needs.needed_bytes, free_bytes=needs.free_bytes
+            )
+        except UnavailableError:
+            return None
+        if free is None:
+            return None
+        return WaitsForDisk(filesystem=needs.filesystem, needed_bytes=needs.needed_bytes, free_bytes=free)
+
+    def publish(self) -> Verdict:
+        """The store's word that the job is still ours, before its output appears and no cancel is taken any more."""
         while True:
+            asked = time.monotonic()
             try:
-                return self._heartbeat(progress)
+                verdict = self.store.publish(self.claim, lease_seconds=self.seconds)
+                self._renewed = asked
+                return verdict
             except UnavailableError:
                 if self._over():
                     return "fenced"

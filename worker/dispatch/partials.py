@@ -10,7 +10,7 @@ from ..jobs.errors import FerryError
 from ..jobs.locations import Locations
 from ..jobs.spec import target_of
 from ..jobs.state import Job, Running
-from ..jobs.store import Claim
+from ..jobs.store import Claim, Unclean
 
 
 def target_path(job: Job, locations: Locations) -> Path | None:
@@ -23,6 +23,16 @@ def clear_lost_attempts(job: Job, locations: Locations) -> None:
     """Remove what all attempts but a running one left. They were fenced off: none of them can publish any more."""
     last = job.attempts - 1 if isinstance(job.state, Running) else job.attempts
     _clear(job, locations, lambda fence: fence <= last)
+
+
+def clear_unclean(unclean: Unclean, locations: Locations) -> bool:
+    """Remove what lost attempts left; False where this worker cannot see their place."""
+    try:
+        target_path(unclean.job, locations)
+    except FerryError:
+        return False
+    _clear(unclean.job, locations, lambda fence: fence <= unclean.fence)
+    return True
 
 
 def clear_attempt(claim: Claim, locations: Locations) -> None:

@@ -1,25 +1,35 @@
 """A worker's slot: takes one job at a time from its claim to its settled outcome."""
 
 import logging
+import signal
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, assert_never
 
 from ..checkpoints.publish import StagedFolder, published_manifest
+from ..checkpoints.room import room_at
 from ..jobs.errors import ConflictError, ErrorInfo, FerryError, TransientError, error_from_os
 from ..jobs.locations import Roots
-from ..jobs.state import CheckpointResult, Progress
-from ..jobs.store import Broken, Claim, Done, JobStore, Outcome, Returned, Stopped
+from ..jobs.slots import WorkerSlot
+from ..jobs.state import CheckpointResult, Queued
+from ..jobs.store import Broken, Claim, Done, JobStore, Lost, Outcome, Postponed, Returned, Stopped
+from ..jobs.waiting import WaitsForDevices, WaitsForDisk
 from ..settings import WorkerSettings
 from .attempt import start_attempt
 from .attempt_lines import Answered, End, Raised, Staged
 from .handling import handle
 from .lease import Lease
 from .partials import clear_attempt, clear_lost_attempts, target_path
-from .watch import Died, Told, asked_to_leave, watch
+from .watch import Died, Patience, Told, asked_to_leave, watch
 
 log = logging.getLogger(__name__)
+
+_DISK_SECONDS = 5.0
+"""How soon a job that found a full disk is tried again."""
+_DEVICES_SECONDS = 0.5
+"""What a slot waits whose GPUs are kept for a larger job, lest it spin through its queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,18 +38,16 @@ class Slot:
 
     store: JobStore
     settings: WorkerSettings
-    worker_id: str
-    """Unlike any other running worker's."""
+    who: WorkerSlot
     model_configs: Path
     """Socket of the warm process that builds Megatron's config objects."""
 
     def run_job(self, job_id: str) -> None:
         """What a message asks for. A duplicate finds nothing to claim; a lost store is the reaper's business."""
         try:
-            claim = self.store.claim(job_id, self.worker_id, lease_seconds=self.settings.lease_seconds)
+            claim = self.store.claim(job_id, self.who, lease_seconds=self.settings.lease_seconds)
             if claim is None:
-                log.info("nothing_to_do job=%s", job_id)
-                clear_lost_attempts(self.store.get(job_id), self._roots)
+                self._pass_over(job_id)
             else:
                 self._work(claim)
         except FerryError as error:
@@ -48,6 +56,12 @@ class Slot:
     @property
     def _roots(self) -> Roots:
         return Roots(self.settings.roots)
+
+    def _pass_over(self, job_id: str) -> None:
+        job = self.store.get(job_id)
+        log.info("nothing_to_do job=%s state=%s", job_id, job.state.state)
+        if isinstance(job.state, Queued) and isinstance(job.state.waiting, WaitsForDevices):
+            time.sleep(_DEVICES_SECONDS)
 
     def _work(self, claim: Claim) -> None:
         log.info("job_claimed job=%s attempt=%d", claim.job.id, claim.fence)
@@ -76,45 +90,77 @@ class Slot:
         attempt = start_attempt(partial(handle, lease.claim, self.settings, self.model_configs))
         try:
             with asked_to_leave() as leaving:
-                end = watch(attempt, lease, leaving)
+                end = watch(attempt, lease, leaving, self._patience(lease.claim))
         finally:
             attempt.close()
         outcome = self._outcome(end, lease)
         clear_attempt(lease.claim, self._roots)
         return outcome
 
-    def _outcome(self, end: End | Died | Told, lease: Lease) -> Outcome | None:
+    def _patience(self, claim: Claim) -> Patience:
+        request = claim.job.request
+        return Patience(
+            timeout_seconds=request.timeout_seconds or self.settings.timeout_seconds,
+            stall_seconds=request.stall_seconds or self.settings.stall_seconds,
+        )
+
+    def _outcome(self, end: End | Died | Told | WaitsForDisk, lease: Lease) -> Outcome | None:
         match end:
             case Answered(result=result):
                 return Done(result=result)
             case Staged():
                 return self._published(end, lease)
             case Raised(error=error):
-                return Broken(error=error)
+                return self._raised(error, lease.claim)
             case Died(exit_code=code):
-                return Broken(error=_attempt_died(code))
+                return _died(code)
+            case WaitsForDisk():
+                return Postponed(waiting=end, seconds=_DISK_SECONDS)
             case "cancel":
                 return Stopped()
             case "leaving":
                 return Returned()
             case "fenced":
                 return None
+            case "timed_out" | "stalled":
+                return Broken(error=_ran_out(end, self._patience(lease.claim)))
             case _:
                 assert_never(end)
 
+    def _raised(self, error: ErrorInfo, claim: Claim) -> Outcome:
+        match error.code:
+            case "disk_full":
+                return Postponed(waiting=self._full_disk(claim), seconds=_DISK_SECONDS)
+            case "attempt_lost":  # one of its processes was killed
+                return Lost(error=error)
+            case _:
+                return Broken(error=error)
+
+    def _full_disk(self, claim: Claim) -> WaitsForDisk:
+        """What an attempt waits for that met a full disk in the middle, and so knows no more than that."""
+        target = target_path(claim.job, self._roots)
+        assert target is not None
+        space = room_at(target)
+        return WaitsForDisk(filesystem=space.filesystem, needed_bytes=space.free_bytes + 1, free_bytes=space.free_bytes)
+
     def _published(self, staged: Staged, lease: Lease) -> Outcome | None:
         """Publish, if the store confirms that the job is still ours."""
-        total = staged.result.bytes
-        verdict = lease.confirm(Progress(phase="finalizing", done_bytes=total, total_bytes=total))
+        verdict = lease.publish()
         if verdict != "go_on":
             return self._outcome(verdict, lease)
         try:
-            StagedFolder(path=staged.folder, target=staged.target).publish()
+            StagedFolder(path=staged.folder, target=staged.target, replaces=staged.replaces).publish()
         except ConflictError as error:
             return self._adopted(lease.claim) or Broken(error=error.info)
         except OSError as error:
-            return Broken(error=error_from_os(error).info)
+            return self._raised(error_from_os(error).info, lease.claim)
         return Done(result=staged.result)
+
+
+def _died(code: int) -> Outcome:
+    """SIGKILL and SIGTERM come from outside; any other end without a word is the attempt's own fault."""
+    error = _attempt_died(code)
+    return Lost(error=error) if -code in (signal.SIGKILL, signal.SIGTERM) else Broken(error=error)
 
 
 def _attempt_died(code: int) -> ErrorInfo:
@@ -126,3 +172,14 @@ def _attempt_died(code: int) -> ErrorInfo:
         expected="an outcome",
         next_step="It is tried again; if it repeats, read the worker's log and the kernel's messages.",
     ).info
+
+
+def _ran_out(of: Literal["timed_out", "stalled"], patience: Patience) -> ErrorInfo:
+    match of:
+        case "timed_out":
+            found = f"no end within {patience.timeout_seconds:g} s"
+            next_step = "Give it more time with `timeout_seconds`, or look for what holds it up."
+        case "stalled":
+            found = f"no progress within {patience.stall_seconds:g} s"
+            next_step = "Look for a storage that hangs; slow ones need a larger `stall_seconds`."
+    return TransientError(of, "the attempt", found=found, expected="an end in time", next_step=next_step).info

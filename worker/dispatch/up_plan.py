@@ -9,7 +9,8 @@ from pathlib import Path
 from ..jobs.errors import BadInputError
 from ..jobs.locations import parse_root
 from ..settings import WorkerSettings
-from ..stores.connection import redis_url
+from ..stores.server_check import check_server
+from ..stores.servers import Servers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ def read_arguments(argv: list[str], settings: WorkerSettings) -> UpPlan:
     data = Path(given.data).absolute() if given.data else settings.data
     roots = _without_commas(_roots(given.root) or settings.roots or _here())
     if settings.broker_url:
-        redis_url(settings.broker_url)
+        check_server(Servers.of(settings.broker_url, settings.store_url))
     settings = replace(settings, data=data, roots=roots)
     return UpPlan(settings=settings, host=given.host, port=given.port, slots=max(1, given.slots))
 

@@ -4,13 +4,14 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Literal
 
 from ..jobs.state import Progress
+from ..jobs.waiting import WaitsForDisk
 from .attempt import Attempt
-from .attempt_lines import End, Moved
+from .attempt_lines import End, Moved, Needs
 from .lease import Lease
 
 _LISTEN_SECONDS = 0.1
@@ -25,23 +26,58 @@ class Died:
     exit_code: int
 
 
-Told = Literal["cancel", "fenced", "leaving"]
-"""Why a running attempt must stop: the user asked; the job is another's; this worker goes away."""
+Told = Literal["cancel", "fenced", "leaving", "timed_out", "stalled"]
+"""Why a running attempt must stop: the user asked; the job is another's; this worker goes away; it takes longer than it
+may; it makes no progress."""
 
 
-def watch(attempt: Attempt, lease: Lease, leaving: Callable[[], bool]) -> End | Died | Told:
+@dataclass(slots=True)
+class Patience:
+    """How long an attempt may take, and how long it may live without progress; its lease is another matter."""
+
+    timeout_seconds: float | None
+    stall_seconds: float | None
+    _started: float = field(default_factory=time.monotonic, init=False)
+    _moved: float = field(default_factory=time.monotonic, init=False)
+
+    def moved(self) -> None:
+        """It made progress just now."""
+        self._moved = time.monotonic()
+
+    def verdict(self) -> Literal["timed_out", "stalled"] | None:
+        """What it has run out of, if anything."""
+        now = time.monotonic()
+        if self.timeout_seconds is not None and now - self._started > self.timeout_seconds:
+            return "timed_out"
+        if self.stall_seconds is not None and now - self._moved > self.stall_seconds:
+            return "stalled"
+        return None
+
+
+def watch(
+    attempt: Attempt, lease: Lease, leaving: Callable[[], bool], patience: Patience
+) -> End | Died | Told | WaitsForDisk:
     """Wait for the attempt's end, or for a reason to end it."""
     progress, next_beat = Progress(), time.monotonic()
     while True:
         code = attempt.exit_code()  # before the last look at the pipe, so that no word is missed
         for line in attempt.lines(wait_seconds=0 if code is not None else _LISTEN_SECONDS):
-            if not isinstance(line, Moved):
-                return line
-            progress = line.progress
+            match line:
+                case Moved(progress=made):
+                    if made != progress:
+                        patience.moved()
+                    progress = made
+                case Needs():
+                    if waiting := lease.reserve_disk(line):
+                        return waiting
+                case _:
+                    return line
         if code is not None:
             return Died(code)
         if leaving():
             return "leaving"
+        if ran_out := patience.verdict():
+            return ran_out
         if time.monotonic() >= next_beat:
             verdict = lease.renew(progress)
             if verdict != "go_on":

@@ -6,18 +6,27 @@ import os
 import secrets
 import socket
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..engine.lifeline import adopt_orphans, die_with_parent
 from ..jobs.errors import FerryError
 from ..jobs.locations import Roots
+from ..jobs.queues import queues_for
+from ..jobs.slots import WorkerSlot
 from ..settings import WorkerSettings, stop_softly_on_sigterm
 from ..stores.redis_store import RedisStore
+from ..stores.server_check import check_server
+from ..stores.servers import Servers
 from .embedded_broker import embedded_url
 from .reaper import start_reaper
 from .slot import Slot
 from .sockets import socket_path
 from .warm import keep_warm
+
+if TYPE_CHECKING:
+    from .bell import Bell
 
 
 def main(argv: list[str]) -> int:
@@ -26,30 +35,49 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         settings = WorkerSettings.from_environment()
-        return _work(_slot(settings), settings.broker_url or embedded_url(settings.data))
+        servers = Servers.of(settings.broker_url or embedded_url(settings.data), settings.store_url)
+        check_server(servers)
+        return _work(_slot(settings, servers), servers)
     except FerryError as error:
         sys.stderr.write(f"{error}\n")
         return 2
 
 
-def _slot(settings: WorkerSettings) -> Slot:
+def _store(servers: Servers, settings: WorkerSettings) -> RedisStore:
+    return RedisStore.from_url(
+        servers.store_url,
+        sends_messages=servers.store_sends_messages,
+        retention_seconds=settings.retention_seconds,
+    )
+
+
+def _slot(settings: WorkerSettings, servers: Servers) -> Slot:
     return Slot(
-        store=RedisStore.from_url(settings.broker_url or embedded_url(settings.data)),
+        store=_store(servers, settings),
         settings=settings,
-        worker_id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+        who=WorkerSlot(
+            worker_id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            host=socket.gethostname(),
+            gpu=settings.gpu,
+            version=__version__,
+        ),
         model_configs=settings.model_configs or socket_path(settings.data, f"model-configs-{os.getpid()}.sock"),
     )
 
 
-def _work(slot: Slot, broker_url: str) -> int:
+def _work(slot: Slot, servers: Servers) -> int:
     stop_softly_on_sigterm()
     from .app import create_app
+    from .bell import Bell
+    from .celery_broker import celery_broker
 
-    app: Any = create_app(broker_url, slot.run_job, grace_seconds=slot.settings.grace_seconds)
-    _connect_signals(slot, broker_url)
+    broker = celery_broker(servers.broker_url)
+    queues = queues_for(slot.settings.host_gpus if slot.who.gpu else 0)
+    app: Any = create_app(broker, slot.run_job, queues=queues, grace_seconds=slot.settings.grace_seconds)
+    _connect_signals(slot, servers, Bell(_store(servers, slot.settings), broker, queues) if broker.is_rabbit else None)
     worker = app.Worker(
         pool="prefork",
-        hostname=slot.worker_id,
+        hostname=slot.who.worker_id,
         loglevel="INFO",
         quiet=True,
         without_gossip=True,
@@ -57,12 +85,19 @@ def _work(slot: Slot, broker_url: str) -> int:
         without_heartbeat=True,
     )
     worker.start()
+    _go_away(slot)
     if slot.settings.model_configs is None:
         slot.model_configs.unlink(missing_ok=True)
     return worker.exitcode
 
 
-def _connect_signals(slot: Slot, broker_url: str) -> None:
+def _go_away(slot: Slot) -> None:
+    """Count no more as a slot; where the store cannot be told, it finds out soon."""
+    with suppress(FerryError):
+        slot.store.withdraw(slot.who.worker_id)
+
+
+def _connect_signals(slot: Slot, servers: Servers, bell: "Bell | None") -> None:
     import celery.signals
 
     signals: Any = celery.signals  # Celery ships no types.
@@ -75,8 +110,11 @@ def _connect_signals(slot: Slot, broker_url: str) -> None:
     def start_helpers(**_: Any) -> None:
         if slot.settings.model_configs is None:
             keep_warm(slot.model_configs)
+        if bell is not None:
+            bell.start()
         # A store of its own: the slot's must be untouched when the pool process is forked.
-        start_reaper(RedisStore.from_url(broker_url), Roots(slot.settings.roots))
+        store, roots = _store(servers, slot.settings), Roots(slot.settings.roots)
+        start_reaper(store, roots, slot.who, lambda: bell.empty_queues if bell else None)
 
     signals.worker_process_init.connect(tie_pool_process, weak=False)
     signals.worker_ready.connect(start_helpers, weak=False)

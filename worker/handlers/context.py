@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..checkpoints.publish import StagedFolder
+from ..checkpoints.room import Room
 from ..jobs.locations import Locations
 from ..jobs.state import CheckpointResult, ConfigResult, Progress
 from ..mapping.model_config import ModelConfigs
@@ -22,6 +23,8 @@ class JobContext:
     """Called several times a second while bytes move."""
     model_configs: ModelConfigs
     """Builds upstream's config object, somewhere off the copy path."""
+    reserve: Callable[[Room, int], None]
+    """Called once before the first byte is written, with the target's file system and the bytes that it needs."""
     copy_processes: int = 1
     io_bytes_per_second: int | None = None
     """A limit over all copy processes together; None is none."""

@@ -14,13 +14,14 @@ from ..checkpoints.extents import Item, TargetFile
 from ..checkpoints.identity import FileIdentity, refuse_changed
 from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import StagedFolder, stage, sync_directory
+from ..checkpoints.room import Room, room_at
 from ..engine.convert import Written, plan_digest, total_bytes, write_tensors
 from ..engine.copy import BUFFER_BYTES
 from ..engine.digests import FileDigest, digest_of
 from ..engine.parts import cut_parts, part_bytes_for
 from ..engine.processes import CopyOptions
-from ..jobs.errors import TransientError
-from ..jobs.spec import ExportSpec, ImportSpec
+from ..jobs.errors import BadInputError, TransientError
+from ..jobs.spec import ExportSpec, ImportSpec, replaces
 from ..jobs.state import CheckpointResult, Progress, Timings
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
@@ -101,8 +102,11 @@ def carry_out(
     late_files: Callable[[], dict[str, bytes]],
 ) -> Prepared:
     """Write everything into a staged folder. `late_files` answers small files that were made beside the copy."""
-    refuse_full_disk(conversion)
-    staged = stage(conversion.target, context.staging_suffix)
+    room = room_at(conversion.target)
+    if not _sparse(conversion):
+        refuse_small_disk(conversion, room)
+        context.reserve(room, conversion.bytes)
+    staged = stage(conversion.target, context.staging_suffix, replaces=replaces(spec))
     try:
         return _fill(staged, conversion, spec, context, started, late_files)
     except BaseException:
@@ -143,17 +147,26 @@ def _fill(
     return Prepared(staged=staged, result=result)
 
 
-def refuse_full_disk(conversion: Conversion) -> None:
-    """TransientError where the target's file system lacks the room."""
-    status = os.statvfs(_existing_parent(conversion.target))
-    free = status.f_bavail * status.f_frsize
-    needed = sum(item.nbytes for item in conversion.items)
-    if needed > free and not _sparse(conversion):
+def refuse_small_disk(conversion: Conversion, room: Room) -> None:
+    """BadInputError where the target's file system could not even hold the output alone."""
+    if conversion.bytes > room.size_bytes:
+        raise BadInputError(
+            "bad_location",
+            f"target {conversion.target}",
+            found=f"a file system of {room.size_bytes:,} bytes",
+            expected=f"one that holds {conversion.bytes:,} bytes",
+            next_step="Choose a target elsewhere.",
+        )
+
+
+def refuse_full_disk(room: Room, needed_bytes: int) -> None:
+    """TransientError where the room does not suffice: what a run without a service does about it."""
+    if needed_bytes > room.free_bytes:
         raise TransientError(
             "disk_full",
-            f"target {conversion.target}",
-            found=f"{free:,} bytes free",
-            expected=f"{needed:,} bytes",
+            f"file system {room.filesystem}",
+            found=f"{room.free_bytes:,} bytes free",
+            expected=f"{needed_bytes:,} bytes",
             next_step="Free space, or choose a target elsewhere.",
         )
 
@@ -162,10 +175,6 @@ def _sparse(conversion: Conversion) -> bool:
     """Holes of the source stay holes: a sparse source needs less room than its size."""
     stats = [identity.path.stat() for identity in conversion.sources]
     return sum(status.st_blocks * 512 for status in stats) < sum(status.st_size for status in stats) // 2
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.parents if parent.exists())
 
 
 def _copying(context: JobContext, total: int) -> Callable[[int], None]:

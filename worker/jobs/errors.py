@@ -24,7 +24,8 @@ ErrorCode = Literal[
     "target_exists",
     "target_reserved",
     "idempotency_mismatch",
-    "not_cancellable",
+    "not_retryable",
+    "dependency_failed",
     # not found
     "job_not_found",
     # the service's side
@@ -32,6 +33,9 @@ ErrorCode = Literal[
     "io_error",
     "attempt_lost",
     "out_of_memory",
+    "timed_out",
+    "stalled",
+    "newer_record",
     "store_unavailable",
     "internal",
 ]

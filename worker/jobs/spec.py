@@ -14,6 +14,10 @@ class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+OnExists = Literal["error", "replace"]
+"""What a job does where its target exists: refuse, or put its output there by one atomic exchange."""
+
+
 class ConfigSpec(_Spec):
     """Answer Megatron's `GPTModelConfig` for an HF config: configuration only."""
 
@@ -29,6 +33,7 @@ class ImportSpec(_Spec):
     target: Location
     iteration: int | None = Field(default=None, ge=0, le=10**12)
     """None writes `release/`; a number writes `iter_0000000`-style and that number in the tracker file."""
+    on_exists: OnExists = "error"
 
 
 class ExportSpec(_Spec):
@@ -40,21 +45,34 @@ class ExportSpec(_Spec):
     hf_config: Location | None = None
     """A folder with config.json (and tokenizer) for a checkpoint that has no `hf/` beside it."""
     max_shard_bytes: int = Field(default=DEFAULT_MAX_SHARD_BYTES, gt=0)
+    on_exists: OnExists = "error"
 
 
 JobSpec = Annotated[ConfigSpec | ImportSpec | ExportSpec, Field(discriminator="kind")]
 JobKind = Literal["config", "import", "export"]
 
 Label = Annotated[str, StringConstraints(max_length=200)]
+JobId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Priority = Literal["low", "normal", "high"]
 
 
 class JobRequest(BaseModel):
-    """The body of `POST /v1/jobs`: the spec and what is said about it."""
+    """The body of `POST /v1/jobs`: the spec, what it needs, and what is said about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     spec: JobSpec
     labels: dict[Label, Label] = Field(default_factory=dict[str, str], max_length=32)
+    priority: Priority = "normal"
+    """Among the waiting jobs of one resource class."""
+    gpus: int = Field(default=0, ge=0, le=64)
+    """Devices of one host, leased all or none."""
+    timeout_seconds: float | None = Field(default=None, gt=0, le=10**7)
+    """How long one attempt may take; None: the worker's own limit, if any."""
+    stall_seconds: float | None = Field(default=None, gt=0, le=10**7)
+    """How long an attempt may live without any progress; None: the worker's own limit."""
+    depends_on: tuple[JobId, ...] = Field(default=(), max_length=100)
+    """Jobs that must succeed first; where one of them fails or is cancelled, this one fails."""
 
 
 def target_of(spec: JobSpec) -> str | None:
@@ -64,3 +82,23 @@ def target_of(spec: JobSpec) -> str | None:
             return None
         case ImportSpec() | ExportSpec():
             return spec.target
+
+
+def replaces(spec: JobSpec) -> bool:
+    """Whether the job may put its output where something stands."""
+    match spec:
+        case ConfigSpec():
+            return False
+        case ImportSpec() | ExportSpec():
+            return spec.on_exists == "replace"
+
+
+def resource_class(request: JobRequest) -> str:
+    """`cpu`, `gpu` or `gpu:N`: which slots can run the job."""
+    match request.gpus:
+        case 0:
+            return "cpu"
+        case 1:
+            return "gpu"
+        case many:
+            return f"gpu:{many}"

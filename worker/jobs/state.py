@@ -6,21 +6,24 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from .errors import ErrorInfo
 from .spec import JobRequest
+from .waiting import Waiting
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of a job's record. Older ones are read; newer ones are refused (`newer_record`)."""
 
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 MOVES: dict[StateName, frozenset[StateName]] = {
-    "queued": frozenset({"running", "cancelled"}),
+    "queued": frozenset({"running", "cancelled", "failed"}),
     "running": frozenset({"queued", "succeeded", "failed", "cancelled"}),
     "succeeded": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
+    "failed": frozenset({"queued"}),
+    "cancelled": frozenset({"queued"}),
 }
-"""The legal moves; a state without any is terminal."""
+"""The legal moves. A queued job fails with one that it depends on; failed and cancelled ones can be retried by hand."""
 
-TERMINAL: frozenset[StateName] = frozenset(state for state, moves in MOVES.items() if not moves)
+TERMINAL: frozenset[StateName] = frozenset({"succeeded", "failed", "cancelled"})
+"""States that a job leaves by a user's `retry` alone, if at all."""
 
 
 class _Frozen(BaseModel):
@@ -65,9 +68,10 @@ Result = Annotated[ConfigResult | CheckpointResult, Field(discriminator="kind")]
 
 
 class Queued(_Frozen):
-    """Waiting for a worker; after a failed or lost attempt, `last_error` says what happened."""
+    """Waiting, and why; after a failed or lost attempt, `last_error` says what happened."""
 
     state: Literal["queued"] = "queued"
+    waiting: Waiting
     not_before: AwareDatetime | None = None
     last_error: ErrorInfo | None = None
 
@@ -77,10 +81,16 @@ class Running(_Frozen):
 
     state: Literal["running"] = "running"
     worker_id: str
+    host: str = ""
+    devices: tuple[str, ...] = ()
+    """UUIDs of the GPUs that are leased to it."""
     attempt: int
+    started_at: AwareDatetime
     lease_expires_at: AwareDatetime
     progress: Progress = Progress()
     cancel_requested: bool = False
+    publishing: bool = False
+    """Past the point where it can be cancelled."""
 
 
 class Succeeded(_Frozen):

@@ -1,11 +1,16 @@
 """The job store's Protocol: the one place where a job's truth lives."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from .errors import ErrorInfo
+from .events import JobEvent
+from .parts import PartClaim, Parts
+from .slots import WorkerSlot
 from .spec import JobKind, JobRequest
 from .state import Job, Progress, Result, StateName
+from .waiting import WaitsForDisk
 
 Verdict = Literal["go_on", "cancel", "fenced"]
 """A heartbeat's answer: keep working; stop, the user asked; stop, the lease is no longer yours."""
@@ -17,7 +22,9 @@ class Claim:
 
     job: Job
     fence: int
-    worker_id: str
+    slot: WorkerSlot
+    devices: tuple[str, ...] = ()
+    """UUIDs of the GPUs leased with it, the slot's own first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,22 @@ class Returned:
     """Outcome: queue again at once; the worker goes away in good order, which is nobody's failure."""
 
 
-Outcome = Done | Broken | Stopped | Returned
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Outcome: queue again; the attempt vanished through no fault of the job. Counted apart from failures."""
+
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postponed:
+    """Outcome: queue again after a while; something that the job needs is not there now."""
+
+    waiting: WaitsForDisk
+    seconds: float
+
+
+Outcome = Done | Broken | Stopped | Returned | Lost | Postponed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +88,7 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Caps held in the record: `failures` for retryable errors, `losses` for leases that ran out."""
+    """Caps held in the record: `failures` for retryable errors, `losses` for attempts that vanished."""
 
     failures: int = 3
     losses: int = 20
@@ -74,18 +96,38 @@ class Limits:
     """Doubles with each failure."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WakeUp:
+    """A message to send, where the broker is not the store's own server."""
+
+    job_id: str
+    queue: str
+    priority: int
+    """0 to 9, 9 first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unclean:
+    """A job whose lost attempts may have left partial folders; attempts up to `fence` are over."""
+
+    job: Job
+    fence: int
+
+
 class JobStore(Protocol):
     """Every transition is one atomic compare-and-set on the store's own clock.
 
-    `submit` writes idempotency key, target reservation, record and wake-up message at once. A target stays reserved
-    until its job is terminal. Raises UnavailableError where the store cannot be reached.
+    `submit` writes idempotency key, target reservation, record, event and wake-up message at once. A target stays
+    reserved until its job is terminal. Raises UnavailableError where the store cannot be reached, InternalError
+    (`newer_record`) for a record that a newer version wrote.
     """
 
     def submit(
         self, job_id: str, request: JobRequest, *, target: str | None = None, idempotency_key: str | None = None
     ) -> Job:
         """Accept a job. The same key and request answer the first job again; ConflictError where the key came with
-        another request (`idempotency_mismatch`) or a live job holds the target (`target_reserved`, naming it).
+        another request (`idempotency_mismatch`), a live job holds the target (`target_reserved`, naming it), or a job
+        that it depends on has failed; BadInputError where there is no such job.
 
         `target` is the resolved path, so that two spellings of one location meet.
         """
@@ -103,20 +145,43 @@ class JobStore(Protocol):
         """A page of jobs, newest first; a page may hold fewer than `limit` although more follow."""
         ...
 
-    def cancel(self, job_id: str) -> Job:
-        """Queued: cancelled at once. Running: asks its worker to stop. Terminal: unchanged. Idempotent."""
+    def events(self, job_id: str, *, after: int = 0) -> tuple[JobEvent, ...]:
+        """The job's history after event number `after`, oldest first; NotFoundError without such a job."""
         ...
 
-    def claim(self, job_id: str, worker_id: str, *, lease_seconds: float) -> Claim | None:
-        """Take a queued job. None: nothing to do, drop the message.
+    def cancel(self, job_id: str) -> Job:
+        """Queued: cancelled at once. Running: asks its worker to stop, unless it publishes already. Terminal:
+        unchanged. Idempotent."""
+        ...
 
-        A running one can be taken where its lease is over or is `worker_id`'s own (an attempt died under it, or the
-        answer to its claim was lost on the way); both count as a loss.
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again, its counts of failures and losses at zero; one that waits or runs
+        stays as it is. ConflictError for one that succeeded, or whose target another live job holds."""
+        ...
+
+    def claim(self, job_id: str, slot: WorkerSlot, *, lease_seconds: float) -> Claim | None:
+        """Take a queued job, with the GPUs that it needs. None: nothing to do, drop the message.
+
+        A running one can be taken where its lease is over or is this slot's own (an attempt died under it, or the
+        answer to its claim was lost on the way); both count as a loss. A job that needs more GPUs than are free on
+        the slot's host waits; the host's GPUs are then kept for it, so that smaller jobs cannot starve it.
         """
         ...
 
     def heartbeat(self, claim: Claim, progress: Progress, *, lease_seconds: float) -> Verdict:
         """Renew the lease and record progress."""
+        ...
+
+    def reserve_disk(self, claim: Claim, filesystem: str, *, needed_bytes: int, free_bytes: int) -> int | None:
+        """Keep `needed_bytes` of a file system that has `free_bytes` for this attempt, until it ends.
+
+        None: done. A number: there is no room, and so many bytes are free when what other running jobs have still to
+        write is taken off.
+        """
+        ...
+
+    def publish(self, claim: Claim, *, lease_seconds: float) -> Verdict:
+        """Renew the lease for the last time before the output appears: from here on no cancel is taken."""
         ...
 
     def settle(self, claim: Claim, outcome: Outcome) -> bool:
@@ -126,8 +191,58 @@ class JobStore(Protocol):
         """
         ...
 
-    def reap(self) -> tuple[str, ...]:
-        """Queue again (or end) jobs whose lease is over, wake jobs whose message may be lost; answers their ids."""
+    def open_parts(self, claim: Claim, fingerprint: str, count: int) -> Parts | None:
+        """Say into how many parts the job is cut. Parts done before under the same fingerprint stay done; others are
+        forgotten. None where the claim is stale."""
+        ...
+
+    def take_part(self, job_id: str, *, lease_seconds: float) -> PartClaim | None:
+        """The right to write the first part that is neither done nor held; None: no part is to be had now."""
+        ...
+
+    def renew_part(self, part: PartClaim, *, lease_seconds: float) -> bool:
+        """Keep a part; False where it is no longer ours."""
+        ...
+
+    def part_done(self, part: PartClaim, left_behind: str) -> bool:
+        """Record a finished part; False where it is no longer ours, and nothing was changed."""
+        ...
+
+    def parts(self, job_id: str) -> Parts | None:
+        """How far the job's parts have come; None where none were opened."""
+        ...
+
+    def announce(self, slot: WorkerSlot, *, seconds: float) -> None:
+        """Say that a slot is alive, for so long."""
+        ...
+
+    def withdraw(self, worker_id: str) -> None:
+        """A slot goes away in good order."""
+        ...
+
+    def slots(self) -> tuple[WorkerSlot, ...]:
+        """Those that are alive, by their names."""
+        ...
+
+    def reap(self, *, empty_queues: Collection[str] | None = None) -> tuple[str, ...]:
+        """Queue again (or end) jobs whose lease is over, wake jobs whose message may be lost, forget terminal jobs past
+        their retention; answers the ids of jobs that were queued, ended or woken.
+
+        A message may be lost where its queue holds none as old. The store sees its own server's queues; of another
+        broker's, `empty_queues` names those that hold no message at all.
+        """
+        ...
+
+    def unclean(self) -> tuple[Unclean, ...]:
+        """Jobs whose lost attempts may have left something on a disk, some at a time."""
+        ...
+
+    def cleaned(self, unclean: Unclean) -> None:
+        """Nothing of these attempts is left."""
+        ...
+
+    def take_wake_ups(self, *, limit: int = 100) -> tuple[WakeUp, ...]:
+        """Messages to send through a broker that is not the store's server, each marked as sent."""
         ...
 
     def ping(self) -> None:

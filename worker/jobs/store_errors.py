@@ -1,6 +1,13 @@
 """The errors that every job store raises or records, in one wording."""
 
-from .errors import BadInputError, ConflictError, ErrorInfo, NotFoundError, TransientError
+from .errors import (
+    BadInputError,
+    ConflictError,
+    ErrorInfo,
+    InternalError,
+    NotFoundError,
+    TransientError,
+)
 
 
 def job_not_found(job_id: str) -> NotFoundError:
@@ -52,3 +59,53 @@ def lease_lost() -> ErrorInfo:
         expected="a heartbeat",
         next_step="The job is queued again by itself; if it ends here, read the workers' logs.",
     ).info
+
+
+def not_retryable(job_id: str, state: str) -> ConflictError:
+    return ConflictError(
+        "not_retryable",
+        f"job {job_id}",
+        found=f"a job that {state}",
+        expected="a job that failed or was cancelled",
+        next_step="Submit a new job to do it again.",
+    )
+
+
+def unknown_dependency(job_id: str) -> BadInputError:
+    return BadInputError(
+        "job_not_found",
+        f"depends_on: job {job_id}",
+        found="no such job",
+        expected="the id of a job that was submitted before",
+        next_step="Submit that job first, or leave it out.",
+    )
+
+
+def dependency_ended(job_id: str) -> ConflictError:
+    """A job that is to run after one which will not succeed any more."""
+    return ConflictError("dependency_failed", **_dependency(job_id))
+
+
+def dependency_failed(job_id: str) -> ErrorInfo:
+    """What is recorded in a queued job when one that it depends on fails or is cancelled."""
+    return dependency_ended(job_id).info
+
+
+def _dependency(job_id: str) -> dict[str, str]:
+    return {
+        "thing": f"depends_on: job {job_id}",
+        "found": "a job that failed or was cancelled",
+        "expected": "a job that succeeds",
+        "next_step": f"See `ferry show {job_id}`; retry that job, then this one.",
+    }
+
+
+def newer_record(job_id: str, found: int, known: int) -> InternalError:
+    """A record that a newer version wrote: nothing of it may be guessed."""
+    return InternalError(
+        "newer_record",
+        f"job {job_id}",
+        found=f"a record of schema version {found}",
+        expected=f"version {known} or older, which is what this version of Ferry reads",
+        next_step="Upgrade this API or worker; the newer one that wrote it runs beside it.",
+    )

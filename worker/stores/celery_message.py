@@ -7,15 +7,17 @@ The body stays plain JSON: without `body_encoding`, kombu decodes nothing (it us
 
 import json
 
-QUEUE = "ferry"
 TASK = "ferry.run_job"
 
-JOB, TAG = "@job@", "@tag@"
-"""Filled in by `wake` in shared.lua; a delivery tag must differ from message to message."""
+JOB, TAG, QUEUE, STEP = "@job@", "@tag@", "@queue@", "@step@"
+"""Filled in by `wake` in moves.lua; a delivery tag must differ from message to message."""
 
 
 def wake_up_template() -> str:
-    """The message, with the job's id (which is also the task's) and the delivery tag left open."""
+    """The message, with the job's id (which is also the task's), queue, priority and delivery tag left open.
+
+    The priority is a number, which takes the place of the placeholder with its quotes.
+    """
     return json.dumps(
         {
             "headers": _headers(),
@@ -24,7 +26,7 @@ def wake_up_template() -> str:
                 "reply_to": "",
                 "delivery_mode": 2,
                 "delivery_info": {"exchange": "", "routing_key": QUEUE},
-                "priority": 0,
+                "priority": STEP,
                 "delivery_tag": TAG,
             },
             "content-type": "application/json",

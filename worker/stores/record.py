@@ -6,9 +6,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..jobs.spec import JobRequest
+from ..jobs.events import JobEvent
+from ..jobs.spec import JobRequest, resource_class
 from ..jobs.state import SCHEMA_VERSION, Job, JobState
 from ..jobs.store import JobFilter, Limits
+from ..jobs.store_errors import newer_record
 
 _STATE: TypeAdapter[JobState] = TypeAdapter(JobState)
 
@@ -21,6 +23,10 @@ def new_fields(request: JobRequest, limits: Limits) -> dict[str, object]:
         "schema_version": SCHEMA_VERSION,
         "request": request.model_dump_json(),
         "attempts": 0,
+        "class": resource_class(request),
+        "priority": request.priority,
+        "gpus": request.gpus,
+        "depends_on": json.dumps(request.depends_on),
         "max_failures": limits.failures,
         "max_losses": limits.losses,
         "retry_delay_ms": round(limits.retry_delay_seconds * 1000),
@@ -28,10 +34,16 @@ def new_fields(request: JobRequest, limits: Limits) -> dict[str, object]:
 
 
 def job_of(flat: Sequence[str]) -> Job:
-    """The job in a record as HGETALL answers it: field, value, field, value."""
+    """The job in a record as HGETALL answers it: field, value, field, value.
+
+    InternalError (`newer_record`) where a newer version wrote it. Version 1 lacked only what has a default today.
+    """
     fields = _fields(flat)
+    version = int(fields["schema_version"])
+    if version > SCHEMA_VERSION:
+        raise newer_record(fields["id"], version, SCHEMA_VERSION)
     return Job(
-        schema_version=int(fields["schema_version"]),
+        schema_version=version,
         id=fields["id"],
         request=JobRequest.model_validate_json(fields["request"]),
         state=_STATE.validate_python(dict(_state_fields(fields))),
@@ -39,6 +51,12 @@ def job_of(flat: Sequence[str]) -> Job:
         created_at=_seconds(fields["created_at"]),
         updated_at=_seconds(fields["updated_at"]),
     )
+
+
+def event_of(text: str) -> JobEvent:
+    """The event in a line of the history."""
+    fields = json.loads(text)
+    return JobEvent.model_validate(fields | {"at": fields["at"] / 1000})
 
 
 def indexes_of(request: JobRequest) -> list[str]:
@@ -69,13 +87,17 @@ def _state_fields(fields: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     for name in ("not_before", "lease_expires_at"):
         if name in fields:
             yield name, _seconds(fields[name])
-    for name in ("last_error", "progress", "result", "error"):
+    for name in ("last_error", "waiting", "progress", "result", "error"):
         if name in fields:
             yield name, json.loads(fields[name])
     if fields["state"] == "running":
         yield "worker_id", fields["worker_id"]
+        yield "host", fields.get("host", "")
+        yield "devices", json.loads(fields.get("devices", "[]"))
         yield "attempt", int(fields["attempts"])
+        yield "started_at", _seconds(fields.get("started_at", fields["updated_at"]))
         yield "cancel_requested", "cancel_requested" in fields
+        yield "publishing", "publishing" in fields
 
 
 def _fields(flat: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from redis import Redis
 from redis.commands.core import Script
 
 _FOLDER = Path(__file__).parent / "lua"
+_SHARED = ("shared", "slots", "moves", "record", "parts")
 
 
 class Scripts:
@@ -29,4 +30,4 @@ class Scripts:
 
 @cache
 def _source(name: str) -> str:
-    return "\n".join((_FOLDER / f"{part}.lua").read_text() for part in ("shared", name))
+    return "\n".join((_FOLDER / f"{part}.lua").read_text() for part in (*_SHARED, name))

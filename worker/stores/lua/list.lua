@@ -21,7 +21,8 @@ local page = {''}
 for position = 1, #walked, 2 do
   local id, sequence = walked[position], walked[position + 1]
   if in_all_others(id) then
-    page[#page + 1] = record(id)
+    local found = record(id)
+    page[#page + 1] = #found > 0 and found or nil
   end
   local full = #page > given.limit
   local more = position + 1 < #walked or #walked == 2 * given.look_at

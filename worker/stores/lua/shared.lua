@@ -1,18 +1,28 @@
--- What every transition shares: its arguments, the keys, the server's clock and the ways a job changes state.
+-- What every transition shares: its arguments, the keys, the server's clock, records and events.
 -- All keys live on one server; kombu's broker does not work on Redis Cluster either.
 
 local given = cjson.decode(ARGV[1])
 
-local ALL = 'ferry:jobs'         -- every job, by its sequence number: the newest has the largest
-local LEASES = 'ferry:leases'    -- running jobs, by the end of their lease
-local WAITING = 'ferry:waiting'  -- queued jobs without a message, by the time from which they may start
-local WOKEN = 'ferry:woken'      -- queued jobs with a message, by the time it was sent
+local ALL = 'ferry:jobs'          -- every job, by its sequence number: the newest has the largest
+local LEASES = 'ferry:leases'     -- running jobs, by the end of their lease
+local WAITING = 'ferry:waiting'   -- queued jobs without a message, by the time from which they may start
+local OUTBOX = 'ferry:outbox'     -- queued jobs whose message another broker must carry, by the time they became ready
+local ENDED = 'ferry:ended'       -- terminal jobs, by the time of their end
+local UNCLEAN = 'ferry:unclean'   -- jobs with lost attempts that may have left partial folders: the last such attempt
+local CLASSES = 'ferry:classes'   -- resource classes that any job ever asked for
+local SLOTS = 'ferry:slots'       -- slots, by the time until which they count as alive; their descriptions:
+local SLOT = 'ferry:slot'
+
+local PRIORITIES = {'high', 'normal', 'low'}
+local STEPS = {high = 0, normal = 3, low = 6}  -- kombu's Redis transport serves the lowest number first
+local KEPT_EVENTS = 500
 
 -- What is true in one state only; a job that leaves the state loses these fields.
 local STATE_FIELDS = {
-  'not_before', 'last_error',                                         -- queued
-  'worker_id', 'lease_expires_at', 'progress', 'cancel_requested',    -- running
-  'result', 'error',                                                  -- succeeded, failed
+  'not_before', 'last_error', 'waits', 'hold_host',                                          -- queued
+  'worker_id', 'host', 'devices', 'started_at', 'lease_expires_at', 'progress',              -- running
+  'cancel_requested', 'publishing', 'disk',
+  'result', 'error',                                                                         -- succeeded, failed
 }
 
 local function key(kind, name)
@@ -38,61 +48,39 @@ local function set(id, fields)
   end
 end
 
-local function record(id)
-  return redis.call('HGETALL', key('job', id))
+-- Version 1 knew neither classes nor priorities.
+local function class_of(id)
+  return get(id, 'class') or 'cpu'
 end
 
-local function leave(id, state)
-  redis.call('HDEL', key('job', id), unpack(STATE_FIELDS))
-  redis.call('ZREM', key('state', state), id)
-  for _, index in ipairs({LEASES, WAITING, WOKEN}) do
-    redis.call('ZREM', index, id)
-  end
-end
-
--- Leave the old state and enter the new one; `fields` are what is true in it.
-local function move(id, state, fields)
-  leave(id, get(id, 'state'))
-  set(id, {state = state, updated_at = now()})
-  set(id, fields)
-  redis.call('ZADD', key('state', state), get(id, 'sequence'), id)
-end
-
--- Enter a state without a way out, and free the target for others.
-local function finish(id, state, fields)
-  move(id, state, fields)
-  local target = get(id, 'target')
-  if target and redis.call('GET', key('target', target)) == id then
-    redis.call('DEL', key('target', target))
-  end
-end
-
-local function queue_again(id, ready_at, fields)
-  move(id, 'queued', fields)
-  redis.call('ZADD', WAITING, ready_at, id)
-end
-
--- A lease ran out: counted apart from failures, with a cap of its own.
-local function lose(id)
-  local losses = redis.call('HINCRBY', key('job', id), 'losses', 1)
-  if get(id, 'cancel_requested') then
-    finish(id, 'cancelled', {})
-  elseif losses >= number(id, 'max_losses') then
-    finish(id, 'failed', {error = given.lost})
-  else
-    queue_again(id, now(), {last_error = given.lost})
-  end
-end
-
--- Send the Celery message. Consumers pop from the other end of the list.
-local function wake(id)
-  local tag = id .. ':' .. redis.call('INCR', 'ferry:messages')
-  local message = string.gsub(given.message, '@(%a+)@', {job = id, tag = tag})
-  redis.call('LPUSH', given.queue, message)
-  redis.call('ZREM', WAITING, id)
-  redis.call('ZADD', WOKEN, now(), id)
+local function priority_of(id)
+  return get(id, 'priority') or 'normal'
 end
 
 local function held(id, fence)
   return get(id, 'state') == 'running' and number(id, 'attempts') == fence
+end
+
+-- A list as JSON: cjson takes an empty one for an object.
+local function array(items)
+  return #items == 0 and '[]' or cjson.encode(items)
+end
+
+-- Queued jobs with a message, by the time it was sent: one index for each of the broker's lists.
+local function woken(class, priority)
+  return 'ferry:woken:' .. class .. ':' .. priority
+end
+
+-- The broker's list, as kombu names it.
+local function broker_list(class, priority)
+  local name = 'ferry.' .. string.gsub(class, ':', '.')
+  return STEPS[priority] == 0 and name or name .. '\6\22' .. STEPS[priority]
+end
+
+-- Add to the job's history. `fields` are JSON-safe values.
+local function tell(id, event, fields)
+  fields.number = redis.call('HINCRBY', key('job', id), 'events', 1)
+  fields.at, fields.event, fields.attempt = now(), event, number(id, 'attempts')
+  redis.call('RPUSH', key('events', id), cjson.encode(fields))
+  redis.call('LTRIM', key('events', id), -KEPT_EVENTS, -1)
 end
