@@ -36,7 +36,7 @@ class Surroundings:
         location = target_of(spec)
         if location is None:
             return None
-        target = self.roots.resolve(location)
+        target = self.roots.resolve_target(location)
         if _status(location, target) and not replaces(spec):
             raise target_exists(target)
         return target

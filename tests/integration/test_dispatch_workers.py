@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.jobs.spec import ConfigSpec, ImportSpec, JobRequest
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobRequest
 from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Queued, Running, Succeeded
 from worker.stores.connection import connect
 
@@ -142,6 +142,39 @@ def test_a_duplicate_message_changes_nothing(farm: "Farm") -> None:
 
     assert job.attempts == 1
     assert farm.store.get("job_1") == job
+
+
+def test_a_replacement_makes_what_was_there_go_and_can_be_replaced_again(farm: "Farm") -> None:
+    (farm.root / "out-1").mkdir()
+    (farm.root / "out-1" / "old").touch()
+    farm.start_worker()
+
+    for number in (1, 2):
+        farm.jobs = number - 1
+        farm.store.submit(
+            f"job_{number}",
+            JobRequest(spec=ImportSpec(source="here:llama", target="here:out-1", on_exists="replace")),
+            target=str(farm.target(1)),
+        )
+        farm.until_state("succeeded", f"job_{number}")
+        assert manifest(farm.target(1))["job"] == f"job_{number}"
+
+    assert not (farm.target(1) / "old").exists()
+    assert farm.partials() == []
+
+
+def test_an_export_replaces_what_stands_at_its_target(farm: "Farm") -> None:
+    farm.start_worker()
+    farm.submit()
+    farm.until_state("succeeded")
+    (farm.root / "back").mkdir()
+    spec = ExportSpec(source="here:out-1", target="here:back", on_exists="replace")
+
+    farm.store.submit("job_2", JobRequest(spec=spec), target=str(farm.root / "back"))
+    farm.until_state("succeeded", "job_2")
+
+    assert (farm.root / "back" / "config.json").exists()
+    assert farm.partials() == []
 
 
 @pytest.mark.slow

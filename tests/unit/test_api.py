@@ -267,6 +267,57 @@ def test_cancelling_is_idempotent_and_leaves_ended_jobs_alone(http: TestClient, 
     assert store.settle(claim, Stopped())
 
 
+def test_a_failed_job_is_retried_and_keeps_its_history(http: TestClient, store: MemoryStore) -> None:
+    job_id = http.post("/v1/jobs", json=body()).json()["id"]
+    http.post(f"/v1/jobs/{job_id}/cancel")
+
+    answer = http.post(f"/v1/jobs/{job_id}/retry")
+
+    assert (answer.status_code, answer.json()["state"]["state"]) == (202, "queued")
+    events = http.get(f"/v1/jobs/{job_id}/events").json()
+    assert [event["event"] for event in events] == ["submitted", "cancelled", "retried"]
+    newer = http.get(f"/v1/jobs/{job_id}/events", params={"after": 2}).json()
+    assert newer == events[2:]
+
+
+def test_a_job_whose_target_is_there_is_not_retried(http: TestClient, tmp_path: Path) -> None:
+    job_id = http.post("/v1/jobs", json=body(target="data:out")).json()["id"]
+    http.post(f"/v1/jobs/{job_id}/cancel")
+    (tmp_path / "out").mkdir()
+
+    answer = http.post(f"/v1/jobs/{job_id}/retry")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "target_exists")
+
+
+def test_a_target_that_is_there_is_accepted_where_it_is_to_be_replaced(http: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+
+    refused = http.post("/v1/jobs", json=body(target="data:out"))
+    accepted = http.post("/v1/jobs", json=body(target="data:out", on_exists="replace"))
+
+    assert (refused.status_code, accepted.status_code) == (409, 202)
+
+
+def test_a_job_may_depend_on_one_that_makes_its_source(http: TestClient) -> None:
+    first = http.post("/v1/jobs", json=body(target="data:made")).json()["id"]
+    spec = {"kind": "export", "source": "data:made", "target": "data:back"}
+
+    alone = http.post("/v1/jobs", json={"spec": spec})
+    after = http.post("/v1/jobs", json={"spec": spec, "depends_on": [first]})
+
+    assert (alone.status_code, alone.json()["code"]) == (422, "missing_file")
+    assert after.json()["state"]["waiting"] == {"reason": "dependency", "jobs": [first]}
+
+
+def test_slots_that_are_alive_are_listed(http: TestClient, store: MemoryStore) -> None:
+    store.announce(WorkerSlot(worker_id="w", host="h", gpu="GPU-1"), seconds=60)
+
+    (slot,) = http.get("/v1/slots").json()
+
+    assert (slot["worker_id"], slot["host"], slot["gpu"]) == ("w", "h", "GPU-1")
+
+
 def test_a_dry_run_of_a_bad_source_is_the_problem_the_job_would_have(http: TestClient) -> None:
     answer = http.post("/v1/jobs?dry_run=true", json=body())
 

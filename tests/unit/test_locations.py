@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from worker.jobs.errors import BadInputError, ConflictError
-from worker.jobs.locations import Roots, refuse_existing
+from worker.jobs.locations import Roots, refuse_existing, refuse_inside
 
 
 @pytest.fixture
@@ -75,3 +75,20 @@ def test_anything_at_the_target_counts_as_existing(tmp_path: Path, make: object)
         refuse_existing(tmp_path / "target")
 
     assert refused.value.info.code == "target_exists"
+
+
+def test_a_root_is_no_target_and_neither_is_what_it_lies_in(tmp_path: Path) -> None:
+    (tmp_path / "data" / "inner").mkdir(parents=True)
+    roots = Roots({"data": tmp_path / "data", "inner": tmp_path / "data" / "inner"})
+
+    for location in ("data:", "data:.", "inner:", str(tmp_path / "data"), "data:inner"):
+        with pytest.raises(BadInputError, match="a root itself"):
+            roots.resolve_target(location)
+
+    assert roots.resolve_target("data:new") == tmp_path / "data" / "new"
+
+
+def test_nothing_is_put_in_the_place_of_its_own_source(tmp_path: Path) -> None:
+    for source, target in (("a", "a/b"), ("a/b", "a"), ("a", "a")):
+        with pytest.raises(BadInputError, match="the source"):
+            refuse_inside(tmp_path / source, tmp_path / target)

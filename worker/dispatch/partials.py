@@ -16,7 +16,7 @@ from ..jobs.store import Claim, Unclean
 def target_path(job: Job, locations: Locations) -> Path | None:
     """Where the job's output goes, if it leaves any. BadInputError where this worker may not write there."""
     location = target_of(job.request.spec)
-    return None if location is None else locations.resolve(location)
+    return None if location is None else locations.resolve_target(location)
 
 
 def clear_lost_attempts(job: Job, locations: Locations) -> None:

@@ -13,7 +13,7 @@ from ..checkpoints.torch_dist import TorchDistFolder
 from ..engine.convert import items_of, refuse_nonzero
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import ExportSpec
+from ..jobs.spec import ExportSpec, replaces
 from ..mapping.bindings import Model
 from ..mapping.plan import plan_export
 from ..mapping.written_config import read_written
@@ -41,8 +41,9 @@ def run(spec: ExportSpec, context: JobContext) -> Prepared:
 
 def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, the index and item headers."""
-    source, target = locations.resolve_source(spec.source), locations.resolve(spec.target)
-    refuse_existing(target)
+    source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
+    if not replaces(spec):
+        refuse_existing(target)
     refuse_inside(source, target)
     folder = iteration_folder(source)
     hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)

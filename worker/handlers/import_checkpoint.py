@@ -13,7 +13,7 @@ from ..engine.convert import items_of, refuse_unequal
 from ..engine.parts import part_bytes_for
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import ImportSpec
+from ..jobs.spec import ImportSpec, replaces
 from ..mapping.bindings import Model, bindings
 from ..mapping.extra_states import extra_states
 from ..mapping.family import megatron_values
@@ -43,8 +43,9 @@ def run(spec: ImportSpec, context: JobContext) -> Prepared:
 
 def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads config.json and safetensors headers."""
-    source, target = locations.resolve_source(spec.source), locations.resolve(spec.target)
-    refuse_existing(target)
+    source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
+    if not replaces(spec):
+        refuse_existing(target)
     refuse_inside(source, target)
     if not source.is_dir():
         raise _no_folder(source)

@@ -24,6 +24,10 @@ class Locations(Protocol):
         """The same, for something that will be read: no link beneath it leads out either."""
         ...
 
+    def resolve_target(self, location: str) -> Path:
+        """The same, for something that will be made, or replaced: no root itself."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class LocalPaths:
@@ -34,6 +38,9 @@ class LocalPaths:
         return Path(location).expanduser().resolve()
 
     def resolve_source(self, location: str) -> Path:
+        return self.resolve(location)
+
+    def resolve_target(self, location: str) -> Path:
         return self.resolve(location)
 
 
@@ -58,6 +65,12 @@ class Roots:
         for link in _links_beneath(path):
             if not self._holds(link.resolve()):
                 raise self._error(location, f"a link out of it: {link} -> {link.resolve()}")
+        return path
+
+    def resolve_target(self, location: str) -> Path:
+        path = self.resolve(location)
+        if any(root.resolve().is_relative_to(path) for root in self.paths.values()):
+            raise self._error(location, "a root itself")
         return path
 
     def _holds(self, path: Path) -> bool:
@@ -113,12 +126,12 @@ def refuse_existing(target: Path) -> None:
 
 
 def refuse_inside(source: Path, target: Path) -> None:
-    """BadInputError where the target would lie in the folder that is read."""
-    if target.is_relative_to(source):
+    """BadInputError where the target would lie in the folder that is read, or take its place."""
+    if target.is_relative_to(source) or source.is_relative_to(target):
         raise BadInputError(
             "bad_location",
             f"target {target}",
-            found=f"a place inside the source {source}",
+            found=f"a place {'inside' if target.is_relative_to(source) else 'around'} the source {source}",
             expected="a target beside the source or elsewhere",
             next_step="Choose another target.",
         )

@@ -1,0 +1,136 @@
+"""The end's examination: every violation, one line each."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .asks import Ask
+from .kinds import reference
+from .ledger import Ledger
+from .logs import Logs
+from .look import TERMINAL, Record, state_of
+from .outputs import read_manifest, wrong_with
+from .store_left import Counts
+from .targets import TargetWatch, inode
+
+_PARTIAL = ".partial-"
+_ENDS = ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was found when all had ended, or time was up."""
+
+    root: Path
+    ledger: Ledger
+    records: Mapping[str, Record]
+    """Of all jobs that the service knows, the references included."""
+    references: Mapping[str, Record]
+    """By their kind's name."""
+    counts: Mapping[str, Counts]
+    logs: Logs
+    watch: TargetWatch
+
+
+def violations(evidence: Evidence) -> Iterator[str]:
+    """Of the jobs and what they wrote."""
+    yield from evidence.ledger.violations
+    yield from _unknown_jobs(evidence)
+    for job_id, ask in evidence.ledger.accepted.items():
+        record = evidence.records.get(job_id)
+        if record is None:
+            yield f"{job_id} was accepted and is not known any more"
+            continue
+        for wrong in _wrong_with(evidence, job_id, ask, record):
+            yield f"{job_id} ({ask.treatment} {ask.kind.name}, {ask.target}): {wrong}"
+    if evidence.watch.missed:
+        yield "the watch over the root missed events: the harness's own fault"
+
+
+def partial_folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if _PARTIAL in path.name)
+
+
+def _unknown_jobs(evidence: Evidence) -> Iterator[str]:
+    """A request that was sent again must not have become two jobs."""
+    expected = evidence.ledger.accepted.keys() | {record["id"] for record in evidence.references.values()}
+    for job_id in sorted(evidence.records.keys() - expected):
+        yield f"{job_id} is a job that nobody was told of: {evidence.records[job_id]['request']['spec']}"
+
+
+def _wrong_with(evidence: Evidence, job_id: str, ask: Ask, record: Record) -> Iterator[str]:
+    state = state_of(record)
+    if state not in ask.may_end:
+        yield f"ended as {_end(record)}, not {' or '.join(sorted(ask.may_end))}; {_history(evidence, job_id)}"
+    if state == "failed" and ask.code and record["state"]["error"]["code"] != ask.code:
+        yield f"failed with {record['state']['error']}, not {ask.code}"
+    seen = evidence.ledger.seen.get(job_id)
+    if seen is not None and state_of(seen) in TERMINAL and seen != record:
+        yield f"changed after its end: from {seen['state']} to {record['state']}"
+    yield from _wrong_attempts(evidence, job_id, ask, record)
+    if ask.kind.writes:
+        yield from _wrong_output(evidence, ask, record)
+    elif state == "succeeded" and record["state"] != evidence.references[ask.kind.name]["state"]:
+        yield "answered something else than undisturbed"
+
+
+def _wrong_attempts(evidence: Evidence, job_id: str, ask: Ask, record: Record) -> Iterator[str]:
+    outcomes = evidence.logs.outcomes.get(job_id, Counter[str]())
+    if outcomes["Done"] > 1:
+        yield f"settled as done {outcomes['Done']} times"
+    counts = evidence.counts[job_id]
+    gone = counts.losses + counts.failures + outcomes["Returned"] + outcomes["Postponed"]
+    retried = ask.code in evidence.ledger.errors[job_id]
+    if ask.treatment == "bad" and (retried or record["attempts"] > 1 + gone):
+        yield f"bad input was tried again; {_history(evidence, job_id)}"
+    if counts.events is not None:
+        names = Counter(event["event"] for event in counts.events)
+        if sum(names[end] for end in _ENDS) != 1 + names["retried"]:
+            yield f"ended more than once, or not at all; {_history(evidence, job_id)}"
+        if names["claimed"] != record["attempts"]:
+            yield f"{record['attempts']} attempts, {names['claimed']} claims; {_history(evidence, job_id)}"
+
+
+def _wrong_output(evidence: Evidence, ask: Ask, record: Record) -> Iterator[str]:
+    folder, happened = evidence.root / ask.target, evidence.watch.events.get(ask.target, [])
+    if state_of(record) != "succeeded":
+        if inode(folder) or happened:
+            yield f"left something at its target: {happened}"
+        return
+    if happened != ["appeared"]:
+        yield f"its target was not published once: {happened}"
+    if not inode(folder):
+        yield "has no output"
+        return
+    if inode(folder) != evidence.watch.inodes.get(ask.target):
+        yield "its target was put in another's place"
+    yield from wrong_with(folder, evidence.root / reference(ask.kind))
+    yield from _wrong_result(evidence, folder, ask, record)
+
+
+def _wrong_result(evidence: Evidence, folder: Path, ask: Ask, record: Record) -> Iterator[str]:
+    manifest, result = read_manifest(folder), record["state"]["result"]
+    if manifest["job"] != record["id"]:
+        yield f"its target is {manifest['job']}'s"
+    if manifest["result"] != result:
+        yield f"its result {result} is not its manifest's {manifest['result']}"
+    undisturbed = evidence.references[ask.kind.name]["state"]["result"]
+    apart = {"target", "timings"}
+    if {key: result[key] for key in result.keys() - apart} != {
+        key: undisturbed[key] for key in undisturbed.keys() - apart
+    }:
+        yield f"its result {result} is not that of the undisturbed {undisturbed}"
+
+
+def _end(record: Record) -> str:
+    error = record["state"].get("error") or record["state"].get("last_error")
+    return state_of(record) + (f" ({error['code']}: {error['thing']}: {error['found']})" if error else "")
+
+
+def _history(evidence: Evidence, job_id: str) -> str:
+    counts = evidence.counts[job_id]
+    told = f"attempts {evidence.records[job_id]['attempts']}, failures {counts.failures}, losses {counts.losses}"
+    events = [f"{event['event']}#{event['attempt']}" for event in counts.events or ()]
+    logged = dict(evidence.logs.outcomes.get(job_id, {}))
+    return f"{told}, settled {logged}" + (f", events {' '.join(events)}" if events else "")
