@@ -230,6 +230,16 @@ def test_a_job_fails_with_one_that_it_depends_on(store: JobStore, outcome: Stopp
         store.submit("e", request(depends_on=("nowhere",)))
 
 
+def test_a_job_that_depends_on_another_in_two_ways_ends_once(store: JobStore) -> None:
+    store.submit("a", CONFIG)
+    store.submit("b", request(depends_on=("a",)))
+    store.submit("c", request(depends_on=("a", "b")))
+
+    store.cancel("a")
+
+    assert [told(store, name) for name in "bc"] == [["submitted", "failed"]] * 2
+
+
 def test_a_failed_job_can_be_retried_with_its_counts_at_zero(store: JobStore) -> None:
     store.submit("job_1", IMPORT, target="/data/b")
     store.settle(claim(store, "job_1"), Broken(error=RETRYABLE))

@@ -541,6 +541,8 @@ class MemoryStore:
 
     def _tell_dependents(self, entry: _Entry) -> None:
         for dependent in [other for other in self._entries.values() if entry.job.id in other.blockers]:
+            if not isinstance(dependent.job.state, Queued):
+                continue  # It ended with another one, which this one ended.
             dependent.blockers.discard(entry.job.id)
             if not isinstance(entry.job.state, Succeeded):
                 self._finish(dependent, Failed(error=dependency_failed(entry.job.id)))

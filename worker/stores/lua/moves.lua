@@ -40,7 +40,11 @@ end
 
 -- Other jobs wait for this one: go on with them, or end them too.
 local function tell_dependents(id, succeeded, fail)
-  for _, dependent in ipairs(redis.call('SMEMBERS', key('dependents', id))) do
+  local dependents = redis.call('SMEMBERS', key('dependents', id))
+  table.sort(dependents, function(one, other)
+    return number(one, 'sequence') < number(other, 'sequence')
+  end)
+  for _, dependent in ipairs(dependents) do
     redis.call('SREM', key('blockers', dependent), id)
     if get(dependent, 'state') == 'queued' then
       if not succeeded then
