@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from worker.jobs.locations import Roots
-from worker.jobs.store import JobStore, Limits
+from worker.jobs.store import JobStore
 
 from .body_limit import BodyLimit
 from .ferry_app import FerryApp
@@ -37,5 +37,4 @@ def _connect(settings: ApiSettings) -> JobStore:
 
     servers = Servers.of(settings.broker_url, settings.store_url)
     check_server(servers)
-    limits = Limits(failures=settings.max_failures, losses=settings.max_losses)
-    return RedisStore.from_url(servers.store_url, limits=limits, sends_messages=servers.store_sends_messages)
+    return RedisStore.from_url(servers.store_url, limits=settings.limits, sends_messages=servers.store_sends_messages)

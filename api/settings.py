@@ -7,8 +7,10 @@ from pathlib import Path
 
 from worker.jobs.errors import BadInputError
 from worker.jobs.locations import parse_roots
+from worker.jobs.store import Limits
 from worker.stores.servers import read_servers
 
+DEFAULT_LIMITS = Limits()
 DEFAULT_URL = "http://127.0.0.1:8321"
 
 
@@ -19,10 +21,8 @@ class ApiSettings:
     broker_url: str
     roots: Mapping[str, Path]
     store_url: str | None = None
-    max_failures: int = 3
-    """Of one job, before it ends as failed."""
-    max_losses: int = 20
-    """Attempts of one job that vanished, before it ends as failed."""
+    limits: Limits = DEFAULT_LIMITS
+    """Of the jobs that it accepts."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "ApiSettings":
@@ -39,8 +39,10 @@ class ApiSettings:
             broker_url=broker_url,
             roots=roots,
             store_url=store_url,
-            max_failures=_count(found, "FERRY_MAX_FAILURES", 3),
-            max_losses=_count(found, "FERRY_MAX_LOSSES", 20),
+            limits=Limits(
+                failures=_count(found, "FERRY_MAX_FAILURES", DEFAULT_LIMITS.failures),
+                losses=_count(found, "FERRY_MAX_LOSSES", DEFAULT_LIMITS.losses),
+            ),
         )
 
 

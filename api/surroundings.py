@@ -44,11 +44,10 @@ class Surroundings:
     def _check_source(self, location: str, *, exists: bool) -> None:
         path = self.roots.resolve(location)
         status = _status(location, path)
-        if status is None and not exists:
-            return
         if status is None:
-            raise _missing(location, f"nothing at {path}")
-        if not stat.S_ISDIR(status.st_mode):
+            if exists:
+                raise _missing(location, f"nothing at {path}")
+        elif not stat.S_ISDIR(status.st_mode):
             raise _missing(location, f"no folder at {path}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .jobs.errors import BadInputError
 from .jobs.locations import parse_roots
+from .jobs.store import RETENTION_SECONDS
 from .stores.servers import read_servers
 
 _COPY_PROCESSES_AT_MOST = 4
@@ -35,10 +36,8 @@ class WorkerSettings:
     """How long an attempt may take where its job says nothing."""
     stall_seconds: float = 1800.0
     """How long an attempt may live without progress where its job says nothing."""
-    retention_seconds: float = 30 * 86_400.0
+    retention_seconds: float = RETENTION_SECONDS
     """How long ended jobs are remembered."""
-    max_failures: int = 3
-    max_losses: int = 20
     gpu: str | None = None
     """UUID of the GPU that this worker is pinned to; None: a slot for jobs that need none."""
     host_gpus: int = 0
@@ -57,9 +56,7 @@ class WorkerSettings:
             model_configs=_read(found, "FERRY_MODEL_CONFIGS", _path, None),
             timeout_seconds=_read(found, "FERRY_TIMEOUT_SECONDS", _positive_seconds, None),
             stall_seconds=_read(found, "FERRY_STALL_SECONDS", _positive_seconds, 1800.0),
-            retention_seconds=_read(found, "FERRY_RETENTION_SECONDS", _positive_seconds, 30 * 86_400.0),
-            max_failures=_read(found, "FERRY_MAX_FAILURES", _count, 3),
-            max_losses=_read(found, "FERRY_MAX_LOSSES", _count, 20),
+            retention_seconds=_read(found, "FERRY_RETENTION_SECONDS", _positive_seconds, RETENTION_SECONDS),
             gpu=_read(found, "FERRY_GPU", str, None),
             host_gpus=_read(found, "FERRY_HOST_GPUS", _count, 1 if found.get("FERRY_GPU") else 0),
             copy_processes=_read(found, "FERRY_COPY_PROCESSES", _count, _default_copy_processes()),

@@ -1,6 +1,5 @@
 """Real workers on a real broker: started as commands, watched from outside, never left behind."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,11 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import save_file
 
+from tests.llama_folder import write_llama
 from worker.dispatch.embedded_broker import EmbeddedBroker, start_embedded_broker
 from worker.dispatch.tied import tied
 from worker.jobs.spec import ImportSpec, JobRequest
@@ -39,56 +37,10 @@ def until[T](seen: Callable[[], T | None], *, seconds: float, what: str) -> T:
     pytest.fail(f"not within {seconds} s: {what}")
 
 
-def write_llama(folder: Path, *, layers: int = 6, hidden: int = 256) -> None:
-    """A random HF checkpoint of 26 MB, without torch."""
-    folder.mkdir()
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": 4 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 1000,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "torch_dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: _random(*shape) for name, shape in _shapes(layers, hidden)}, folder / "model.safetensors")
-
-
-def _shapes(layers: int, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "model.embed_tokens.weight", (1000, hidden)
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (1000, hidden)
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        yield f"{prefix}input_layernorm.weight", (hidden,)
-        yield f"{prefix}post_attention_layernorm.weight", (hidden,)
-        yield f"{prefix}self_attn.q_proj.weight", (hidden, hidden)
-        yield f"{prefix}self_attn.k_proj.weight", (hidden // 2, hidden)
-        yield f"{prefix}self_attn.v_proj.weight", (hidden // 2, hidden)
-        yield f"{prefix}self_attn.o_proj.weight", (hidden, hidden)
-        yield f"{prefix}mlp.gate_proj.weight", (4 * hidden, hidden)
-        yield f"{prefix}mlp.up_proj.weight", (4 * hidden, hidden)
-        yield f"{prefix}mlp.down_proj.weight", (hidden, 4 * hidden)
-
-
-def _random(*shape: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-
-
 @pytest.fixture(scope="session")
 def llama() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="ferry-llama-")) / "llama"
-    write_llama(folder)
+    write_llama(folder, layers=6, hidden=256)
     yield folder
     shutil.rmtree(folder.parent)
 

@@ -27,6 +27,7 @@ from .state import (
     Succeeded,
 )
 from .store import (
+    RETENTION_SECONDS,
     Broken,
     Claim,
     Done,
@@ -44,7 +45,6 @@ from .store import (
 )
 from .store_errors import (
     dependency_ended,
-    dependency_failed,
     idempotency_mismatch,
     job_not_found,
     lease_lost,
@@ -84,7 +84,6 @@ class _Entry:
     losses: int = 0
     settled_fence: int = 0
     waits: Waiting | None = None
-    look_again: datetime | None = None
     blockers: set[str] = field(default_factory=set[str])
     events: list[JobEvent] = field(default_factory=list[JobEvent])
     told: int = 0
@@ -110,7 +109,7 @@ class MemoryStore:
 
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], datetime] = _utc_now
-    retention_seconds: float = 30 * 86_400.0
+    retention_seconds: float = RETENTION_SECONDS
     _entries: dict[str, _Entry] = field(default_factory=dict[str, _Entry], init=False)
     _job_by_key: dict[str, str] = field(default_factory=dict[str, str], init=False)
     _holder_by_target: dict[str, str] = field(default_factory=dict[str, str], init=False)
@@ -545,7 +544,7 @@ class MemoryStore:
                 continue  # It ended with another one, which this one ended.
             dependent.blockers.discard(entry.job.id)
             if not isinstance(entry.job.state, Succeeded):
-                self._finish(dependent, Failed(error=dependency_failed(entry.job.id)))
+                self._finish(dependent, Failed(error=dependency_ended(entry.job.id).info))
             elif not dependent.blockers:
                 dependent.ready = self._next("ready")
 

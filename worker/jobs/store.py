@@ -114,6 +114,10 @@ class Unclean:
     fence: int
 
 
+RETENTION_SECONDS = 30 * 86_400.0
+"""How long ended jobs are remembered, unless settings say otherwise."""
+
+
 class JobStore(Protocol):
     """Every transition is one atomic compare-and-set on the store's own clock.
 

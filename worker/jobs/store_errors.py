@@ -83,21 +83,13 @@ def unknown_dependency(job_id: str) -> BadInputError:
 
 def dependency_ended(job_id: str) -> ConflictError:
     """A job that is to run after one which will not succeed any more."""
-    return ConflictError("dependency_failed", **_dependency(job_id))
-
-
-def dependency_failed(job_id: str) -> ErrorInfo:
-    """What is recorded in a queued job when one that it depends on fails or is cancelled."""
-    return dependency_ended(job_id).info
-
-
-def _dependency(job_id: str) -> dict[str, str]:
-    return {
-        "thing": f"depends_on: job {job_id}",
-        "found": "a job that failed or was cancelled",
-        "expected": "a job that succeeds",
-        "next_step": f"See `ferry show {job_id}`; retry that job, then this one.",
-    }
+    return ConflictError(
+        "dependency_failed",
+        f"depends_on: job {job_id}",
+        found="a job that failed or was cancelled",
+        expected="a job that succeeds",
+        next_step=f"See `ferry show {job_id}`; retry that job, then this one.",
+    )
 
 
 def newer_record(job_id: str, found: int, known: int) -> InternalError:

@@ -16,13 +16,14 @@ from redis.exceptions import (
 
 from ..jobs.cursors import decode_cursor, encode_cursor
 from ..jobs.errors import FerryError, UnavailableError
-from ..jobs.events import JobEvent
+from ..jobs.events import KEPT_EVENTS, JobEvent
 from ..jobs.parts import PartClaim, Parts
 from ..jobs.queues import AMQP_PRIORITY, queue_of
 from ..jobs.slots import WorkerSlot
 from ..jobs.spec import JobRequest, Priority
 from ..jobs.state import SCHEMA_VERSION, Job, Progress, Running
 from ..jobs.store import (
+    RETENTION_SECONDS,
     Broken,
     Claim,
     Done,
@@ -40,7 +41,6 @@ from ..jobs.store import (
 )
 from ..jobs.store_errors import (
     dependency_ended,
-    dependency_failed,
     idempotency_mismatch,
     job_not_found,
     lease_lost,
@@ -58,7 +58,6 @@ _LOOKED_AT = 1_000
 """Ids that one page of a filtered list looks at, at most."""
 _LOOK_AGAIN_SECONDS = 1.0
 """How soon a job that found too few free GPUs asks again."""
-_DAY_SECONDS = 86_400.0
 
 
 class RedisStore:
@@ -75,7 +74,7 @@ class RedisStore:
         *,
         limits: Limits | None = None,
         patience_seconds: float = 10.0,
-        retention_seconds: float = 30 * _DAY_SECONDS,
+        retention_seconds: float = RETENTION_SECONDS,
         sends_messages: bool = True,
     ) -> None:
         self._redis = redis
@@ -85,9 +84,10 @@ class RedisStore:
         self._scripts = Scripts(redis)
         self._constants = {
             "schema_version": SCHEMA_VERSION,
+            "kept_events": KEPT_EVENTS,
             "message": wake_up_template() if sends_messages else None,
             "lost": lease_lost().model_dump_json(),
-            "dependency_failed": dependency_failed("@job@").model_dump_json(),
+            "dependency_failed": dependency_ended("@job@").info.model_dump_json(),
         }
 
     @classmethod
@@ -97,7 +97,7 @@ class RedisStore:
         *,
         limits: Limits | None = None,
         patience_seconds: float = 10.0,
-        retention_seconds: float = 30 * _DAY_SECONDS,
+        retention_seconds: float = RETENTION_SECONDS,
         sends_messages: bool = True,
     ) -> Self:
         """A store on the server at `url`; connects with the first call."""

@@ -31,9 +31,8 @@ local function wake(id)
     return
   end
   local tag = id .. ':' .. redis.call('INCR', 'ferry:messages')
-  local queue = 'ferry.' .. string.gsub(class, ':', '.')
   local message = string.gsub(given.message, '"@step@"', STEPS[priority])
-  message = string.gsub(message, '@(%a+)@', {job = id, tag = tag, queue = queue})
+  message = string.gsub(message, '@(%a+)@', {job = id, tag = tag, queue = queue_of(class)})
   redis.call('LPUSH', broker_list(class, priority), message)
   redis.call('ZADD', woken(class, priority), now(), id)
 end

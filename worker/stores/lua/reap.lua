@@ -15,7 +15,7 @@ end
 local function lost_before(class, priority)
   local bound = now() - given.patience_ms
   if not given.message then
-    return given.empty_queues['ferry.' .. string.gsub(class, ':', '.')] and bound or 0
+    return given.empty_queues[queue_of(class)] and bound or 0
   end
   local oldest = redis.call('LINDEX', broker_list(class, priority), -1)
   if not oldest then

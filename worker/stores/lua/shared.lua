@@ -15,7 +15,6 @@ local SLOT = 'ferry:slot'
 
 local PRIORITIES = {'high', 'normal', 'low'}
 local STEPS = {high = 0, normal = 3, low = 6}  -- kombu's Redis transport serves the lowest number first
-local KEPT_EVENTS = 500
 
 -- What is true in one state only; a job that leaves the state loses these fields.
 local STATE_FIELDS = {
@@ -71,10 +70,14 @@ local function woken(class, priority)
   return 'ferry:woken:' .. class .. ':' .. priority
 end
 
+local function queue_of(class)
+  return 'ferry.' .. string.gsub(class, ':', '.')
+end
+
 -- The broker's list, as kombu names it.
 local function broker_list(class, priority)
-  local name = 'ferry.' .. string.gsub(class, ':', '.')
-  return STEPS[priority] == 0 and name or name .. '\6\22' .. STEPS[priority]
+  local queue = queue_of(class)
+  return STEPS[priority] == 0 and queue or queue .. '\6\22' .. STEPS[priority]
 end
 
 -- Add to the job's history. `fields` are JSON-safe values.
@@ -82,5 +85,5 @@ local function tell(id, event, fields)
   fields.number = redis.call('HINCRBY', key('job', id), 'events', 1)
   fields.at, fields.event, fields.attempt = now(), event, number(id, 'attempts')
   redis.call('RPUSH', key('events', id), cjson.encode(fields))
-  redis.call('LTRIM', key('events', id), -KEPT_EVENTS, -1)
+  redis.call('LTRIM', key('events', id), -given.kept_events, -1)
 end

@@ -2,12 +2,24 @@
 
 local HOLD_MS = 60000 -- a kept host is asked for again much sooner, unless its job is gone
 
-local function alive()
+local function described()
   local found = {}
   for _, worker_id in ipairs(redis.call('ZRANGEBYSCORE', SLOTS, '(' .. now(), '+inf')) do
-    found[#found + 1] = cjson.decode(redis.call('HGET', SLOT, worker_id))
+    found[#found + 1] = redis.call('HGET', SLOT, worker_id)
   end
   return found
+end
+
+-- Read once a script, however many records it answers.
+local read_slots
+local function alive()
+  if not read_slots then
+    read_slots = {}
+    for _, slot in ipairs(described()) do
+      read_slots[#read_slots + 1] = cjson.decode(slot)
+    end
+  end
+  return read_slots
 end
 
 -- How many jobs of a class the slots that are alive can run at once.
@@ -61,8 +73,8 @@ end
 local function release_devices(id)
   local devices = get(id, 'devices')
   if devices then
+    local host = get(id, 'host')
     for _, device in ipairs(cjson.decode(devices)) do
-      local host = get(id, 'host')
       if redis.call('HGET', devices_key(host), device) == id then
         redis.call('HDEL', devices_key(host), device)
       end
