@@ -7,6 +7,7 @@ from unittest import mock
 
 from worker.handlers import config
 from worker.handlers.context import JobContext, Prepared
+from worker.handlers.conversion import refuse_full_disk
 from worker.handlers.model_configs import WarmModelConfigs
 from worker.handlers.run import run
 from worker.jobs.locations import LocalPaths
@@ -62,4 +63,5 @@ class Workshop:
             staging_suffix="test",
             report=lambda _: None,
             model_configs=WarmModelConfigs(self.socket),
+            reserve=refuse_full_disk,
         )
