@@ -112,7 +112,7 @@ def _drawn(name: str, parameter: Tensor, tp_size: int) -> Tensor:
     """The whole of a parameter, the same on all ranks and for all `tp_size`."""
     shape = list(parameter.shape)
     if getattr(parameter, "tensor_model_parallel", False):
-        shape[parameter.partition_dim] *= tp_size
+        shape[parameter.partition_dim] *= tp_size  # pyright: ignore[reportAttributeAccessIssue]
     return 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
 
 
@@ -122,7 +122,7 @@ def _cut(whole: Tensor, name: str, parameter: Tensor, tp_size: int) -> Tensor:
         return whole
     rank = parallel_state.get_tensor_model_parallel_rank()
     halves = whole.chunk(2) if "linear_fc1" in name else (whole,)
-    return torch.cat([half.chunk(tp_size, parameter.partition_dim)[rank] for half in halves])
+    return torch.cat([half.chunk(tp_size, parameter.partition_dim)[rank] for half in halves])  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

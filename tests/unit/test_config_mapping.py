@@ -157,7 +157,7 @@ def test_a_file_a_folder_and_transformers_object_are_the_same_config(tmp_path: P
 
 
 def test_source_and_revision_of_a_transformers_config_are_recorded() -> None:
-    hf_config = Qwen3Config(name_or_path="Qwen/Qwen3-0.6B")
+    hf_config = Qwen3Config(name_or_path="Qwen/Qwen3-0.6B")  # pyright: ignore[reportCallIssue]
     hf_config._commit_hash = "c0ffee"
 
     extra = to_megatron_model_config(hf_config).extra_checkpoint_metadata

@@ -77,7 +77,7 @@ def test_the_record_speaks_of_registered_families_and_known_laws() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_family_is_proven_or_says_what_is_not(family: object) -> None:
-    page = family_named(family.name, "test")
+    page = family_named(family.name, "test")  # pyright: ignore[reportAttributeAccessIssue]
     proof = proof_of(page)
 
     missing = [law for law in LAWS if proof is None or not proof.passed.get(law)]

@@ -234,7 +234,7 @@ def test_a_config_survives_a_file_exactly(
     assert read.as_dict() == config.as_dict()
     assert read.transformer.activation_func is config.transformer.activation_func
     assert to_json_dict(read) == to_json_dict(config)
-    for name, value in values.extra["undeclared"].items():
+    for name, value in values.extra["undeclared"].items():  # pyright: ignore[reportAttributeAccessIssue]
         assert vars(read.transformer)[name] == value
 
 

@@ -96,9 +96,9 @@ def test_sentinels_are_asked_for_the_same_master() -> None:
     pool = connect(SENTINELS).connection_pool
     broker = celery_broker(SENTINELS)
 
-    assert pool.service_name == broker.transport_options["master_name"] == "main"
+    assert pool.service_name == broker.transport_options["master_name"] == "main"  # pyright: ignore[reportAttributeAccessIssue]
     assert compared(pool.connection_kwargs) == {"db": 2, "username": "user", "password": "p@ss"}
-    asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
+    asked = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]  # pyright: ignore[reportAttributeAccessIssue]
     assert [(one["host"], one["port"], one["password"]) for one in asked] == [
         ("one", 26379, "watch"),
         ("two", 7000, "watch"),
