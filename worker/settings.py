@@ -36,6 +36,8 @@ class WorkerSettings:
     """How long an attempt may take where its job says nothing."""
     stall_seconds: float = 1800.0
     """How long an attempt may live without progress where its job says nothing."""
+    memory_bytes: int | None = None
+    """What an attempt's processes may hold together where its job says nothing."""
     retention_seconds: float = RETENTION_SECONDS
     """How long ended jobs are remembered."""
     gpu: str | None = None
@@ -56,6 +58,7 @@ class WorkerSettings:
             model_configs=_read(found, "FERRY_MODEL_CONFIGS", _path, None),
             timeout_seconds=_read(found, "FERRY_TIMEOUT_SECONDS", _positive_seconds, None),
             stall_seconds=_read(found, "FERRY_STALL_SECONDS", _positive_seconds, 1800.0),
+            memory_bytes=_read(found, "FERRY_MEMORY_BYTES", _count, None),
             retention_seconds=_read(found, "FERRY_RETENTION_SECONDS", _positive_seconds, RETENTION_SECONDS),
             gpu=_read(found, "FERRY_GPU", str, None),
             host_gpus=_read(found, "FERRY_HOST_GPUS", _count, 1 if found.get("FERRY_GPU") else 0),
@@ -75,6 +78,11 @@ def child_environment(changes: Mapping[str, str], *, unless_set: Mapping[str, st
 def see_only(devices: Sequence[str]) -> None:
     """Show these GPUs alone to this process and those that it starts. CUDA looks when it is first used."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+
+
+def mark_children(name: str, value: str) -> None:
+    """Put a mark in the environment of what this process starts."""
+    os.environ[name] = value
 
 
 def stop_softly_on_sigterm() -> None:

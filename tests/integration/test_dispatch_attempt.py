@@ -16,6 +16,7 @@ import pytest
 from worker.dispatch.attempt import Attempt, Work, start_attempt
 from worker.dispatch.attempt_lines import Answered, End, Moved, Needs, Raised, encode
 from worker.dispatch.lease import Lease
+from worker.dispatch.memory import AttemptMemory
 from worker.dispatch.watch import Died, Patience, Told, asked_to_leave, watch
 from worker.engine.lifeline import adopt_orphans
 from worker.jobs.errors import InternalError, UnavailableError
@@ -91,7 +92,8 @@ def watched(
     work: Work, lease: Lease, leaving: Callable[[], bool] = never, patience: Patience | None = None
 ) -> End | Died | Told | WaitsForDisk:
     with running(work) as attempt:
-        return watch(attempt, lease, leaving, patience or Patience(timeout_seconds=None, stall_seconds=None))
+        patience = patience or Patience(timeout_seconds=None, stall_seconds=None)
+        return watch(attempt, lease, leaving, patience, AttemptMemory(None, None))
 
 
 def test_an_attempt_tells_progress_and_then_its_end() -> None:

@@ -15,12 +15,18 @@ from typing import NoReturn
 import psutil
 
 from ..engine.lifeline import die_with_parent
+from ..settings import mark_children
 from .attempt_lines import Word, decode
+from .birth import born
+from .memory import AttemptMemory
 
 Work = Callable[[int], None]
 """What the process does: tells its progress and its end on a descriptor."""
 
 log = logging.getLogger(__name__)
+
+ATTEMPT_OF = "FERRY_ATTEMPT_OF"
+"""In the environment of what an attempt starts: the birth of the process that answers for it."""
 
 _KILL_SECONDS = 4.0
 """A killed process ends at once, unless it waits for a disk or a network that does not answer."""
@@ -35,6 +41,7 @@ class Attempt:
     _pidfd: int
     _others: frozenset[int]
     """Children that the forking process had before: none of ours."""
+    _memory: AttemptMemory
     _unread: bytes = field(default=b"", init=False)
 
     def lines(self, *, wait_seconds: float) -> list[Word]:
@@ -54,12 +61,14 @@ class Attempt:
     def close(self) -> None:
         """Leave nothing of it: neither the process, nor its descendants, nor descriptors."""
         kill_descendants(sparing=self._others)
+        self._memory.end()
         os.close(self._pipe)
         os.close(self._pidfd)
 
 
-def start_attempt(work: Work) -> Attempt:
+def start_attempt(work: Work, memory: AttemptMemory | None = None) -> Attempt:
     """Fork a process that does `work`. The caller must be single-threaded, and free of CUDA."""
+    memory = memory or AttemptMemory(None, None)
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     parent = os.getpid()
@@ -68,9 +77,9 @@ def start_attempt(work: Work) -> Attempt:
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _live(work, writing, parent)
+        _live(work, writing, parent, memory)
     os.close(writing)
-    return Attempt(pid, reading, os.pidfd_open(pid), others)
+    return Attempt(pid, reading, os.pidfd_open(pid), others, memory)
 
 
 def kill_descendants(*, sparing: Collection[int] = ()) -> None:
@@ -88,12 +97,14 @@ def kill_descendants(*, sparing: Collection[int] = ()) -> None:
         time.sleep(0.005)
 
 
-def _live(work: Work, telling: int, parent: int) -> NoReturn:
+def _live(work: Work, telling: int, parent: int, memory: AttemptMemory) -> NoReturn:
     """The attempt's process from its first to its last moment. It must never return into its parent's code."""
     code = 1
     try:
         os.setsid()
         die_with_parent(parent)
+        mark_children(ATTEMPT_OF, born(parent) or "")
+        memory.enter()
         _reset_signals()
         _let_go_of_descriptors(but=telling)
         work(telling)

@@ -21,6 +21,8 @@ class Lease:
     store: JobStore
     claim: Claim
     seconds: float
+    needed_bytes: int = field(default=0, init=False)
+    """What its attempt said that it would write."""
     _renewed: float = field(default_factory=time.monotonic, init=False)
 
     def renew(self, progress: Progress) -> Verdict:
@@ -32,6 +34,7 @@ class Lease:
 
     def reserve_disk(self, needs: Needs) -> WaitsForDisk | None:
         """Keep room for the attempt; what it must wait for where there is none. A store that is away keeps nothing."""
+        self.needed_bytes = needs.needed_bytes
         try:
             free = self.store.reserve_disk(
                 self.claim, needs.filesystem, needed_bytes=needs.needed_bytes, free_bytes=needs.free_bytes

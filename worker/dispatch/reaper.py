@@ -10,6 +10,7 @@ from ..jobs.errors import FerryError
 from ..jobs.locations import Locations
 from ..jobs.slots import WorkerSlot
 from ..jobs.store import JobStore
+from .orphans import end_orphans
 from .partials import clear_unclean
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 1.0
 _ALIVE_SECONDS = 10.0
 """A slot that said nothing for so long does not count any more."""
+
+_ORPHANS_EVERY = 10
+"""Rounds; there should be none, and looking at every process of a host costs some."""
 
 EmptyQueues = Callable[[], Collection[str] | None]
 
@@ -42,12 +46,16 @@ def reap(store: JobStore, locations: Locations, empty_queues: Collection[str] | 
 
 
 def _reap_forever(store: JobStore, locations: Locations, slot: WorkerSlot, empty_queues: EmptyQueues) -> NoReturn:
+    rounds = 0
     while True:
         try:
+            if rounds % _ORPHANS_EVERY == 0:
+                end_orphans()
             store.announce(slot, seconds=_ALIVE_SECONDS)
             reap(store, locations, empty_queues())
         except FerryError as error:
             log.warning("reaper_paused error=%s", error)
         except Exception:
             log.exception("reaper_failed")
+        rounds += 1
         time.sleep(_INTERVAL_SECONDS)

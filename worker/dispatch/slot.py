@@ -21,6 +21,8 @@ from .attempt import start_attempt
 from .attempt_lines import Answered, End, Raised, Staged
 from .handling import handle
 from .lease import Lease
+from .memory import AttemptMemory
+from .memory_group import MemoryGroup
 from .partials import clear_attempt, clear_lost_attempts, target_path
 from .watch import Died, Patience, Told, asked_to_leave, watch
 
@@ -41,6 +43,8 @@ class Slot:
     who: WorkerSlot
     model_configs: Path
     """Socket of the warm process that builds Megatron's config objects."""
+    memory_group: MemoryGroup | None = None
+    """The cgroup of its attempts, where there can be one."""
 
     def run_job(self, job_id: str) -> None:
         """What a message asks for. A duplicate finds nothing to claim; a lost store is the reaper's business."""
@@ -87,13 +91,15 @@ class Slot:
 
     def _attempted(self, lease: Lease) -> Outcome | None:
         """The outcome of a new attempt; None where the job is no longer ours to settle."""
-        attempt = start_attempt(partial(handle, lease.claim, self.settings, self.model_configs))
+        claim = lease.claim
+        memory = AttemptMemory(claim.job.request.memory_bytes or self.settings.memory_bytes, self.memory_group)
+        attempt = start_attempt(partial(handle, claim, self.settings, self.model_configs), memory)
         try:
             with asked_to_leave() as leaving:
-                end = watch(attempt, lease, leaving, self._patience(lease.claim))
+                end = watch(attempt, lease, leaving, self._patience(claim), memory)
         finally:
             attempt.close()
-        outcome = self._outcome(end, lease)
+        outcome = self._outcome("out_of_memory" if _may_lack_memory(end) and memory.oom_killed() else end, lease)
         clear_attempt(lease.claim, self._roots)
         return outcome
 
@@ -111,7 +117,7 @@ class Slot:
             case Staged():
                 return self._published(end, lease)
             case Raised(error=error):
-                return self._raised(error, lease.claim)
+                return self._raised(error, lease)
             case Died(exit_code=code):
                 return _died(code)
             case WaitsForDisk():
@@ -124,24 +130,27 @@ class Slot:
                 return None
             case "timed_out" | "stalled":
                 return Broken(error=_ran_out(end, self._patience(lease.claim)))
+            case "out_of_memory":
+                return Broken(error=_out_of_memory(lease.claim.job.request.memory_bytes or self.settings.memory_bytes))
             case _:
                 assert_never(end)
 
-    def _raised(self, error: ErrorInfo, claim: Claim) -> Outcome:
+    def _raised(self, error: ErrorInfo, lease: Lease) -> Outcome:
         match error.code:
             case "disk_full":
-                return Postponed(waiting=self._full_disk(claim), seconds=_DISK_SECONDS)
+                return Postponed(waiting=self._full_disk(lease), seconds=_DISK_SECONDS)
             case "attempt_lost":  # one of its processes was killed
                 return Lost(error=error)
             case _:
                 return Broken(error=error)
 
-    def _full_disk(self, claim: Claim) -> WaitsForDisk:
-        """What an attempt waits for that met a full disk in the middle, and so knows no more than that."""
-        target = target_path(claim.job, self._roots)
+    def _full_disk(self, lease: Lease) -> WaitsForDisk:
+        """What an attempt waits for that met a full disk in the middle: others wrote there too."""
+        target = target_path(lease.claim.job, self._roots)
         assert target is not None
         space = room_at(target)
-        return WaitsForDisk(filesystem=space.filesystem, needed_bytes=space.free_bytes + 1, free_bytes=space.free_bytes)
+        needed = lease.needed_bytes or space.free_bytes + 1
+        return WaitsForDisk(filesystem=space.filesystem, needed_bytes=needed, free_bytes=space.free_bytes)
 
     def _published(self, staged: Staged, lease: Lease) -> Outcome | None:
         """Publish, if the store confirms that the job is still ours."""
@@ -153,8 +162,19 @@ class Slot:
         except ConflictError as error:
             return self._adopted(lease.claim) or Broken(error=error.info)
         except OSError as error:
-            return self._raised(error_from_os(error).info, lease.claim)
+            return self._raised(error_from_os(error).info, lease)
         return Done(result=staged.result)
+
+
+def _may_lack_memory(end: End | Died | Told | WaitsForDisk) -> bool:
+    """Whether it may have ended because the kernel killed it, or a process that it relied on."""
+    match end:
+        case Died():
+            return True
+        case Raised(error=error):
+            return error.code in ("attempt_lost", "internal")
+        case _:
+            return False
 
 
 def _died(code: int) -> Outcome:
@@ -168,9 +188,21 @@ def _attempt_died(code: int) -> ErrorInfo:
     return TransientError(
         "attempt_lost",
         "the attempt's process",
-        found=f"its end by {how} (signal 9 is often the kernel's, for want of memory)",
+        found=f"its end by {how}",
         expected="an outcome",
         next_step="It is tried again; if it repeats, read the worker's log and the kernel's messages.",
+    ).info
+
+
+def _out_of_memory(limit_bytes: int | None) -> ErrorInfo:
+    return TransientError(
+        "out_of_memory",
+        "the attempt",
+        found="an end for want of memory" if limit_bytes is None else "more memory in use than it may have",
+        expected="enough memory on this machine" if limit_bytes is None else f"at most {limit_bytes:,} bytes",
+        next_step="It is tried again; if it repeats, run fewer jobs or copy processes beside it."
+        if limit_bytes is None
+        else "Give it more with `memory_bytes`, or run it with fewer copy processes.",
     ).info
 
 

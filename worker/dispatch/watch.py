@@ -13,6 +13,7 @@ from ..jobs.waiting import WaitsForDisk
 from .attempt import Attempt
 from .attempt_lines import End, Moved, Needs
 from .lease import Lease
+from .memory import AttemptMemory
 
 _LISTEN_SECONDS = 0.1
 _BEAT_SECONDS = 0.25
@@ -26,9 +27,9 @@ class Died:
     exit_code: int
 
 
-Told = Literal["cancel", "fenced", "leaving", "timed_out", "stalled"]
+Told = Literal["cancel", "fenced", "leaving", "timed_out", "stalled", "out_of_memory"]
 """Why a running attempt must stop: the user asked; the job is another's; this worker goes away; it takes longer than it
-may; it makes no progress."""
+may; it makes no progress; it holds more memory than it may."""
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class Patience:
 
 
 def watch(
-    attempt: Attempt, lease: Lease, leaving: Callable[[], bool], patience: Patience
+    attempt: Attempt, lease: Lease, leaving: Callable[[], bool], patience: Patience, memory: AttemptMemory
 ) -> End | Died | Told | WaitsForDisk:
     """Wait for the attempt's end, or for a reason to end it."""
     progress, next_beat = Progress(), time.monotonic()
@@ -79,6 +80,8 @@ def watch(
         if ran_out := patience.verdict():
             return ran_out
         if time.monotonic() >= next_beat:
+            if memory.exceeded(attempt.pid):
+                return "out_of_memory"
             verdict = lease.renew(progress)
             if verdict != "go_on":
                 return verdict

@@ -20,6 +20,7 @@ from ..stores.redis_store import RedisStore
 from ..stores.server_check import check_server
 from ..stores.servers import Servers
 from .embedded_broker import embedded_url
+from .memory_group import make_memory_group
 from .reaper import start_reaper
 from .slot import Slot
 from .sockets import socket_path
@@ -62,6 +63,7 @@ def _slot(settings: WorkerSettings, servers: Servers) -> Slot:
             version=__version__,
         ),
         model_configs=settings.model_configs or socket_path(settings.data, f"model-configs-{os.getpid()}.sock"),
+        memory_group=make_memory_group(),
     )
 
 
@@ -93,6 +95,8 @@ def _work(slot: Slot, servers: Servers) -> int:
 
 def _go_away(slot: Slot) -> None:
     """Count no more as a slot; where the store cannot be told, it finds out soon."""
+    if slot.memory_group is not None:
+        slot.memory_group.remove()
     with suppress(FerryError):
         slot.store.withdraw(slot.who.worker_id)
 

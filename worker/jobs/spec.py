@@ -8,6 +8,8 @@ Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, patte
 """`root-name:relative/path`, or an absolute path under a configured root."""
 
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
+LEAST_MEMORY_BYTES = 64 * 2**20
+"""Less would not even hold a process."""
 
 
 class _Spec(BaseModel):
@@ -71,6 +73,8 @@ class JobRequest(BaseModel):
     """How long one attempt may take; None: the worker's own limit, if any."""
     stall_seconds: float | None = Field(default=None, gt=0, le=10**7)
     """How long an attempt may live without any progress; None: the worker's own limit."""
+    memory_bytes: int | None = Field(default=None, ge=LEAST_MEMORY_BYTES)
+    """What its processes may hold together, the cache of files aside; None: the worker's own limit, if any."""
     depends_on: tuple[JobId, ...] = Field(default=(), max_length=100)
     """Jobs that must succeed first; where one of them fails or is cancelled, this one fails."""
 
