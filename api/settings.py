@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.jobs.errors import BadInputError
-from worker.jobs.locations import parse_roots
+from worker.jobs.roots import parse_roots, paths_of
 from worker.jobs.store import Limits
 from worker.stores.servers import read_servers
 
@@ -32,7 +32,7 @@ class ApiSettings:
         if broker_url is None:
             raise _wrong("FERRY_BROKER_URL", "nothing", "redis://..., rediss://... or redis+socket:///...")
         try:
-            roots = parse_roots(found.get("FERRY_ROOTS", ""))
+            roots = paths_of(parse_roots(found.get("FERRY_ROOTS", "")))
         except ValueError as error:
             raise _wrong("FERRY_ROOTS", repr(found["FERRY_ROOTS"]), str(error)) from error
         return cls(

@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
 def _local(argv: list[str]) -> int:
     from . import local
     from .engine.processes import CopyOptions
+    from .engine.throttle import shared_limits
 
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -51,8 +52,10 @@ def _local(argv: list[str]) -> int:
         return local.list_families()
     if arguments.command == "explain":
         return local.explain_here(arguments.source)
-    options = CopyOptions(processes=arguments.copy_processes, io_bytes_per_second=arguments.io_bytes_per_second)
-    return (local.run_here if arguments.command == "run" else local.plan_here)(arguments.spec, options)
+    if arguments.command == "plan":
+        return local.plan_here(arguments.spec, CopyOptions(processes=arguments.copy_processes))
+    with shared_limits(arguments.io_bytes_per_second) as limits:
+        return local.run_here(arguments.spec, CopyOptions(processes=arguments.copy_processes, limits=limits))
 
 
 if __name__ == "__main__":

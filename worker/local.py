@@ -18,6 +18,7 @@ from .handlers.config import read_model
 from .handlers.context import Answer, JobContext, Prepared
 from .handlers.conversion import refuse_full_disk
 from .handlers.model_configs import BesideModelConfigs
+from .handlers.rules import GivenRules
 from .handlers.run import plan, run
 from .jobs.errors import BadInputError, FerryError, InternalError, error_from_os
 from .jobs.locations import LocalPaths
@@ -85,7 +86,7 @@ def _run(spec_json: str, options: CopyOptions) -> ConfigResult | CheckpointResul
         # Where the copy processes use every core, the imports wait for them.
         model_configs=BesideModelConfigs(overlap=(os.cpu_count() or 1) > options.processes),
         copy_processes=options.processes,
-        io_bytes_per_second=options.io_bytes_per_second,
+        rules=GivenRules(limits=options.limits),
     )
     signal.signal(signal.SIGTERM, _interrupt)
     outcome = run(_spec(spec_json), context)

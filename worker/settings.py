@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .jobs.errors import BadInputError
-from .jobs.locations import parse_roots
+from .jobs.locations import Roots
+from .jobs.roots import Root, parse_roots, paths_of
 from .jobs.store import RETENTION_SECONDS
 from .stores.servers import read_servers
 
@@ -22,11 +23,12 @@ class WorkerSettings:
     """Holds the embedded broker's files, logs and sockets."""
     broker_url: str | None
     """None: the embedded broker under `data`."""
-    roots: Mapping[str, Path]
+    roots: Mapping[str, Root]
     model_configs: Path | None
     """Socket of a warm process for Megatron's config classes that is there already; None: the worker starts its own."""
     copy_processes: int
     io_bytes_per_second: int | None
+    """A limit for each root that has none of its own."""
     lease_seconds: float
     grace_seconds: float
     """How long a worker that is asked to stop lets its job go on before it returns the job to the queue."""
@@ -44,6 +46,11 @@ class WorkerSettings:
     """UUID of the GPU that this worker is pinned to; None: a slot for jobs that need none."""
     host_gpus: int = 0
     """How many GPUs the slots of this host have: up to so many, one job may lease."""
+
+    @property
+    def locations(self) -> Roots:
+        """What its jobs may use."""
+        return Roots(paths_of(self.roots))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "WorkerSettings":

@@ -20,9 +20,6 @@ PROJECT = Path(__file__).parents[2]
 LEASE_SECONDS = 2.0
 SETTINGS: dict[str, str] = {
     "FERRY_LEASE_SECONDS": str(LEASE_SECONDS),
-    # Copies of 1 to 5 MB take 1 to 5 s: long enough to be hit in the middle. A limit for one job; where it
-    # becomes one for a root, all workers share it: multiply it by their number.
-    "FERRY_IO_BYTES_PER_SECOND": "1000000",
     "FERRY_COPY_PROCESSES": "2",
     # FERRY_MAX_FAILURES and FERRY_MAX_LOSSES keep their defaults: what a user would have.
 }
@@ -125,7 +122,9 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FERRY_")}
-        return inherited | SETTINGS | {_MARK: str(self.folder)}
+        # Copies of 1 to 5 MB take 1 to 5 s: long enough to be hit in the middle. The workers share the root's limit.
+        rate = {"FERRY_IO_BYTES_PER_SECOND": str(self.workers * 1_000_000)}
+        return inherited | SETTINGS | rate | {_MARK: str(self.folder)}
 
 
 def beneath(worker: psutil.Process) -> dict[Role, list[psutil.Process]]:

@@ -15,6 +15,7 @@ from worker.engine.copy import BUFFER_BYTES
 from worker.engine.digests import fold
 from worker.engine.parts import cut_parts, split
 from worker.engine.processes import CopyOptions
+from worker.engine.throttle import IoLimit
 from worker.jobs.errors import BadInputError
 
 
@@ -131,7 +132,7 @@ def test_progress_ends_at_every_byte(tmp_path: Path) -> None:
 def test_a_limit_on_bytes_per_second_holds(tmp_path: Path) -> None:
     noise(tmp_path / "source", 4 * BUFFER_BYTES)
     (tmp_path / "out").mkdir()
-    options = CopyOptions(processes=1, io_bytes_per_second=8 * BUFFER_BYTES)
+    options = CopyOptions(processes=1, limits=(IoLimit(tmp_path / "clock", 8 * BUFFER_BYTES),))
 
     result = write_tensors(
         (target("file", Run(tmp_path / "source", 0, 4 * BUFFER_BYTES)),), tmp_path / "out", options, unheard

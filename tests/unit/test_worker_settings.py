@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from worker.jobs.errors import BadInputError
+from worker.jobs.roots import Root, entries_of, parse_roots
 from worker.settings import WorkerSettings
 
 
@@ -24,7 +25,7 @@ def test_every_variable_is_read() -> None:
         {
             "FERRY_DATA": "/data/ferry",
             "FERRY_BROKER_URL": "redis://broker:6379/1",
-            "FERRY_ROOTS": "models=/data/models,out=/data/out",
+            "FERRY_ROOTS": "models=/data/models,out=/data/out?io=500M&owner=trainer&group=ml&mode=0640",
             "FERRY_MODEL_CONFIGS": "/run/warm.sock",
             "FERRY_COPY_PROCESSES": "3",
             "FERRY_IO_BYTES_PER_SECOND": "1000",
@@ -36,7 +37,10 @@ def test_every_variable_is_read() -> None:
     assert settings == WorkerSettings(
         data=Path("/data/ferry"),
         broker_url="redis://broker:6379/1",
-        roots={"models": Path("/data/models"), "out": Path("/data/out")},
+        roots={
+            "models": Root(path=Path("/data/models")),
+            "out": Root(path=Path("/data/out"), io=500_000_000, owner="trainer", group="ml", mode=0o640),
+        },
         model_configs=Path("/run/warm.sock"),
         copy_processes=3,
         io_bytes_per_second=1000,
@@ -50,6 +54,12 @@ def test_every_variable_is_read() -> None:
     [
         ("FERRY_ROOTS", "/data/models"),
         ("FERRY_ROOTS", "=/data"),
+        ("FERRY_ROOTS", "a=/data?io=0"),
+        ("FERRY_ROOTS", "a=/data?io=fast"),
+        ("FERRY_ROOTS", "a=/data?io=1M&io=2M"),
+        ("FERRY_ROOTS", "a=/data?mode=999"),
+        ("FERRY_ROOTS", "a=/data?speed=3"),
+        ("FERRY_ROOTS", "a=/data?io"),
         ("FERRY_COPY_PROCESSES", "0"),
         ("FERRY_COPY_PROCESSES", "many"),
         ("FERRY_IO_BYTES_PER_SECOND", "-1"),
@@ -64,3 +74,10 @@ def test_nonsense_is_refused_by_its_name(name: str, text: str) -> None:
         WorkerSettings.from_environment({name: text})
 
     assert text in caught.value.info.found
+
+
+def test_roots_can_be_passed_on() -> None:
+    roots = parse_roots("a=/data,b=/out?io=2k&owner=u%26v&group=5&mode=0600")
+
+    assert parse_roots(entries_of(roots)) == roots
+    assert (roots["b"].io, roots["b"].owner, roots["b"].mode) == (2000, "u&v", 0o600)

@@ -9,11 +9,11 @@ from ..handlers.context import Answer, JobContext, Prepared
 from ..handlers.model_configs import WarmModelConfigs
 from ..handlers.run import run
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_os
-from ..jobs.locations import Roots
 from ..jobs.state import Progress
 from ..jobs.store import Claim
 from ..settings import WorkerSettings, see_only
 from .attempt_lines import Answered, End, Moved, Needs, Raised, Staged, encode
+from .root_rules import RootRules
 
 
 def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling: int) -> None:
@@ -29,14 +29,14 @@ def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling:
     if claim.devices:
         see_only(claim.devices)
     context = JobContext(
-        locations=Roots(settings.roots),
+        locations=settings.locations,
         job_id=claim.job.id,
         staging_suffix=f"{claim.job.id}-{claim.fence}",
         report=report,
         reserve=reserve,
         model_configs=WarmModelConfigs(model_configs),
         copy_processes=settings.copy_processes,
-        io_bytes_per_second=settings.io_bytes_per_second,
+        rules=RootRules(settings),
     )
     with os.fdopen(telling, "wb", closefd=False) as out:
         out.write(encode(_end(claim, context)))

@@ -11,7 +11,6 @@ from typing import Literal, assert_never
 from ..checkpoints.publish import StagedFolder, published_manifest
 from ..checkpoints.room import room_at
 from ..jobs.errors import ConflictError, ErrorInfo, FerryError, TransientError, error_from_os
-from ..jobs.locations import Roots
 from ..jobs.slots import WorkerSlot
 from ..jobs.state import CheckpointResult, Queued
 from ..jobs.store import Broken, Claim, Done, JobStore, Lost, Outcome, Postponed, Returned, Stopped
@@ -57,10 +56,6 @@ class Slot:
         except FerryError as error:
             log.error("message_dropped job=%s error=%s", job_id, error)
 
-    @property
-    def _roots(self) -> Roots:
-        return Roots(self.settings.roots)
-
     def _pass_over(self, job_id: str) -> None:
         job = self.store.get(job_id)
         log.info("nothing_to_do job=%s state=%s", job_id, job.state.state)
@@ -70,7 +65,7 @@ class Slot:
     def _work(self, claim: Claim) -> None:
         log.info("job_claimed job=%s attempt=%d", claim.job.id, claim.fence)
         lease = Lease(self.store, claim, self.settings.lease_seconds)
-        clear_lost_attempts(claim.job, self._roots)
+        clear_lost_attempts(claim.job, self.settings.locations)
         outcome = self._adopted(claim) or self._attempted(lease)
         if outcome is None or not lease.settle(outcome):
             log.warning("job_lost job=%s attempt=%d", claim.job.id, claim.fence)
@@ -80,7 +75,7 @@ class Slot:
     def _adopted(self, claim: Claim) -> Outcome | None:
         """The outcome of an earlier attempt that published its output and was lost before it could say so."""
         try:
-            target = target_path(claim.job, self._roots)
+            target = target_path(claim.job, self.settings.locations)
         except FerryError as error:
             return Broken(error=error.info)
         manifest = published_manifest(target) if target else None
@@ -100,7 +95,7 @@ class Slot:
         finally:
             attempt.close()
         outcome = self._outcome("out_of_memory" if _may_lack_memory(end) and memory.oom_killed() else end, lease)
-        clear_attempt(lease.claim, self._roots)
+        clear_attempt(lease.claim, self.settings.locations)
         return outcome
 
     def _patience(self, claim: Claim) -> Patience:
@@ -146,7 +141,7 @@ class Slot:
 
     def _full_disk(self, lease: Lease) -> WaitsForDisk:
         """What an attempt waits for that met a full disk in the middle: others wrote there too."""
-        target = target_path(lease.claim.job, self._roots)
+        target = target_path(lease.claim.job, self.settings.locations)
         assert target is not None
         space = room_at(target)
         needed = lease.needed_bytes or space.free_bytes + 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from ..jobs.roots import entries_of
 from ..settings import child_environment
 from .embedded_broker import embedded_url, start_embedded_broker
 from .service import Service
@@ -68,7 +69,7 @@ def _environment(plan: UpPlan, warm_socket: Path) -> Mapping[str, str]:
             "FERRY_DATA": str(settings.data),
             "FERRY_BROKER_URL": settings.broker_url or embedded_url(settings.data),
             "FERRY_MODEL_CONFIGS": str(warm_socket),
-            "FERRY_ROOTS": ",".join(f"{name}={path}" for name, path in settings.roots.items()),
+            "FERRY_ROOTS": entries_of(settings.roots),
         },
         unless_set={"FERRY_GRACE_SECONDS": _GRACE_SECONDS},
     )

@@ -82,7 +82,7 @@ def _healthy(plan: UpPlan) -> bool:
 
 
 def _greeting(plan: UpPlan) -> str:
-    roots = "\n            ".join(f"{name} = {path}" for name, path in plan.settings.roots.items())
+    roots = "\n            ".join(f"{name} = {root.path}" for name, root in plan.settings.roots.items())
     return f"""\
 Ferry is up.
   address   {plan.url}

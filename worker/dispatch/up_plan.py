@@ -1,16 +1,18 @@
 """What `ferry up` was asked to start, checked before anything starts."""
 
 import argparse
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..jobs.errors import BadInputError
-from ..jobs.locations import parse_root
+from ..jobs.roots import Root, parse_root
 from ..settings import WorkerSettings
 from ..stores.server_check import check_server
 from ..stores.servers import Servers
+from .root_rules import refuse_impossible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +43,11 @@ def read_arguments(argv: list[str], settings: WorkerSettings) -> UpPlan:
     parser.add_argument("--slots", type=int, default=1, help="jobs that run at the same time")
     given = parser.parse_args(argv)
     data = Path(given.data).absolute() if given.data else settings.data
-    roots = _without_commas(_roots(given.root) or settings.roots or _here())
+    roots = _speakable(_roots(given.root) or settings.roots or _here())
     if settings.broker_url:
         check_server(Servers.of(settings.broker_url, settings.store_url))
     settings = replace(settings, data=data, roots=roots)
+    refuse_impossible(settings)
     return UpPlan(settings=settings, host=given.host, port=given.port, slots=max(1, given.slots))
 
 
@@ -60,7 +63,7 @@ def with_free_port(plan: UpPlan) -> UpPlan:
         return replace(plan, port=probe.getsockname()[1])
 
 
-def _roots(entries: list[str]) -> dict[str, Path]:
+def _roots(entries: list[str]) -> dict[str, Root]:
     try:
         return dict(parse_root(entry) for entry in entries)
     except ValueError as error:
@@ -73,21 +76,21 @@ def _roots(entries: list[str]) -> dict[str, Path]:
         ) from error
 
 
-def _without_commas(roots: Mapping[str, Path]) -> Mapping[str, Path]:
+def _speakable(roots: Mapping[str, Root]) -> Mapping[str, Root]:
     """FERRY_ROOTS, which tells the other processes, has no way to quote one."""
-    for path in roots.values():
-        if "," in str(path):
+    for root in roots.values():
+        if re.search("[,?]", str(root.path)):
             raise BadInputError(
                 "bad_location",
-                f"root {path}",
-                found="a comma in its path",
-                expected="a path without commas",
+                f"root {root.path}",
+                found="a comma or a question mark in its path",
+                expected="a path without",
                 next_step="Name it through a link that has none.",
             )
     return roots
 
 
-def _here() -> dict[str, Path]:
+def _here() -> dict[str, Root]:
     here = Path.cwd()
     if here == Path("/"):
         raise BadInputError(
@@ -97,7 +100,7 @@ def _here() -> dict[str, Path]:
             expected="a folder of checkpoints",
             next_step="Start from such a folder, or name it: ferry up --root NAME=PATH",
         )
-    return {"here": here}
+    return {"here": Root(path=here)}
 
 
 def _address_taken(plan: UpPlan, error: OSError) -> BadInputError:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..engine.lifeline import adopt_orphans, die_with_parent
 from ..jobs.errors import FerryError
-from ..jobs.locations import Roots
 from ..jobs.queues import queues_for
 from ..jobs.slots import WorkerSlot
 from ..settings import WorkerSettings, stop_softly_on_sigterm
@@ -22,6 +21,7 @@ from ..stores.servers import Servers
 from .embedded_broker import embedded_url
 from .memory_group import make_memory_group
 from .reaper import start_reaper
+from .root_rules import refuse_impossible
 from .slot import Slot
 from .sockets import socket_path
 from .warm import keep_warm
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         settings = WorkerSettings.from_environment()
         servers = Servers.of(settings.broker_url or embedded_url(settings.data), settings.store_url)
         check_server(servers)
+        refuse_impossible(settings)
         return _work(_slot(settings, servers), servers)
     except FerryError as error:
         sys.stderr.write(f"{error}\n")
@@ -117,8 +118,8 @@ def _connect_signals(slot: Slot, servers: Servers, bell: "Bell | None") -> None:
         if bell is not None:
             bell.start()
         # A store of its own: the slot's must be untouched when the pool process is forked.
-        store, roots = _store(servers, slot.settings), Roots(slot.settings.roots)
-        start_reaper(store, roots, slot.who, lambda: bell.empty_queues if bell else None)
+        store = _store(servers, slot.settings)
+        start_reaper(store, slot.settings.locations, slot.who, lambda: bell.empty_queues if bell else None)
 
     signals.worker_process_init.connect(tie_pool_process, weak=False)
     signals.worker_ready.connect(start_helpers, weak=False)

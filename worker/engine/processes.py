@@ -16,7 +16,7 @@ from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, 
 from .copy import Segment, copy_part, sync_file
 from .lifeline import die_with_parent
 from .parts import Part
-from .throttle import Throttle
+from .throttle import IoLimit, Throttle
 
 _NUMBER = struct.Struct("<I")
 _COUNTER = struct.Struct("<Q")
@@ -25,10 +25,10 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyOptions:
-    """How many processes copy, and the bytes per second that they may move together (None: no limit)."""
+    """How many processes copy, and the limits that they keep together."""
 
     processes: int = 1
-    io_bytes_per_second: int | None = None
+    limits: tuple[IoLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,7 @@ def _copy_queued(
     parts: tuple[Part, ...], folder: Path, queue: int, counter: _Counter, options: CopyOptions
 ) -> dict[int, list[dict[str, object]]]:
     """Take parts until none is left, then sync the files that this process wrote to."""
-    limit = options.io_bytes_per_second
-    throttle = Throttle(limit / min(options.processes, len(parts)) if limit else None)
+    throttle = Throttle(options.limits)
 
     def moved(count: int) -> None:
         counter.add(count)

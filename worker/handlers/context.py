@@ -1,13 +1,14 @@
 """What a handler is given and what it gives back. A handler writes a staged folder; its caller publishes it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checkpoints.publish import StagedFolder
 from ..checkpoints.room import Room
 from ..jobs.locations import Locations
 from ..jobs.state import CheckpointResult, ConfigResult, Progress
 from ..mapping.model_config import ModelConfigs
+from .rules import GivenRules, Rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +27,8 @@ class JobContext:
     reserve: Callable[[Room, int], None]
     """Called once before the first byte is written, with the target's file system and the bytes that it needs."""
     copy_processes: int = 1
-    io_bytes_per_second: int | None = None
-    """A limit over all copy processes together; None is none."""
+    rules: Rules = field(default_factory=GivenRules)
+    """What holds where it reads and writes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

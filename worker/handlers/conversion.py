@@ -122,7 +122,8 @@ def _fill(
     started: float,
     late_files: Callable[[], dict[str, bytes]],
 ) -> Prepared:
-    options = CopyOptions(processes=context.copy_processes, io_bytes_per_second=context.io_bytes_per_second)
+    limits = context.rules.io_limits(conversion.source, conversion.target)
+    options = CopyOptions(processes=context.copy_processes, limits=limits)
     plan_seconds = time.monotonic() - started
     written = write_tensors(conversion.files, staged.path, options, _copying(context, conversion.bytes))
     finalizing = time.monotonic()
@@ -142,6 +143,7 @@ def _fill(
         ),
     )
     write_manifest(staged.path, _manifest(conversion, spec, context, result, written, files))
+    context.rules.ownership(conversion.target).give(staged.path)
     for folder, _, _ in os.walk(staged.path, topdown=False):
         sync_directory(Path(folder))
     return Prepared(staged=staged, result=result)

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from .errors import BadInputError, ConflictError
 
-_ROOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NAMED = re.compile(r"^(?P<root>[A-Za-z][A-Za-z0-9_-]*):(?P<path>.*)$", re.DOTALL)
 
 
@@ -99,19 +98,6 @@ class Roots:
             expected=f"root:relative/path or an absolute path under a root ({known})",
             next_step="Use one of the roots, or start the server with `ferry up --root NAME=PATH`.",
         )
-
-
-def parse_roots(text: str) -> dict[str, Path]:
-    """`name=/path,name2=/path2`; ValueError says what was expected."""
-    return dict(parse_root(entry) for entry in text.split(",") if entry)
-
-
-def parse_root(entry: str) -> tuple[str, Path]:
-    """`name=/path`; ValueError says what was expected."""
-    name, _, path = entry.partition("=")
-    if not path or not _ROOT_NAME.fullmatch(name):
-        raise ValueError(f"NAME=PATH, the name made of letters, digits, - and _; not {entry!r}")
-    return name, Path(path).expanduser().absolute()
 
 
 def _links_beneath(folder: Path) -> Iterator[Path]:
