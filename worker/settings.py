@@ -44,8 +44,12 @@ class WorkerSettings:
     """How long ended jobs are remembered."""
     gpu: str | None = None
     """UUID of the GPU that this worker is pinned to; None: a slot for jobs that need none."""
-    host_gpus: int = 0
-    """How many GPUs the slots of this host have: up to so many, one job may lease."""
+    host_gpus: int | None = None
+    """How many GPUs the slots of this host have: up to so many, one job may lease. None: as many as there are."""
+    visible_devices: str | None = None
+    """CUDA's own variable: what the operator leaves of the host's GPUs."""
+    pretend_gpus: tuple[str, ...] = ()
+    """UUIDs of GPUs that this host shall act as if it had."""
 
     @property
     def locations(self) -> Roots:
@@ -68,7 +72,9 @@ class WorkerSettings:
             memory_bytes=_read(found, "FERRY_MEMORY_BYTES", _count, None),
             retention_seconds=_read(found, "FERRY_RETENTION_SECONDS", _positive_seconds, RETENTION_SECONDS),
             gpu=_read(found, "FERRY_GPU", str, None),
-            host_gpus=_read(found, "FERRY_HOST_GPUS", _count, 1 if found.get("FERRY_GPU") else 0),
+            host_gpus=_read(found, "FERRY_HOST_GPUS", _count, None),
+            visible_devices=found.get("CUDA_VISIBLE_DEVICES"),
+            pretend_gpus=_read(found, "FERRY_PRETEND_GPUS", _names, ()),
             copy_processes=_read(found, "FERRY_COPY_PROCESSES", _count, _default_copy_processes()),
             io_bytes_per_second=_read(found, "FERRY_IO_BYTES_PER_SECOND", _count, None),
             lease_seconds=_read(found, "FERRY_LEASE_SECONDS", _lease_seconds, 15.0),
@@ -115,6 +121,10 @@ def _read[T](environ: Mapping[str, str], name: str, parse: Callable[[str], T], d
 
 def _default_copy_processes() -> int:
     return min(os.cpu_count() or 1, _COPY_PROCESSES_AT_MOST)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _path(text: str) -> Path:

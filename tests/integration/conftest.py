@@ -75,8 +75,10 @@ class Farm:
     def store(self) -> RedisStore:
         return RedisStore.from_url(self.broker.url, limits=self.limits)
 
-    def start_worker(self, *, bytes_per_second: int | None = None, **environment: str) -> "subprocess.Popen[bytes]":
-        """A worker command; `bytes_per_second` makes its copies slow."""
+    def start_worker(
+        self, *, bytes_per_second: int | None = None, code: str = "", **environment: str
+    ) -> "subprocess.Popen[bytes]":
+        """A worker command; `bytes_per_second` makes the farm's copies slow, `code` stands in for the command."""
         limit = {"FERRY_IO_BYTES_PER_SECOND": str(bytes_per_second)} if bytes_per_second else {}
         settings = {
             "FERRY_DATA": str(self.data),
@@ -90,7 +92,7 @@ class Farm:
         }
         with (self.data / f"worker-{len(self.workers)}.log").open("wb") as log:
             worker = subprocess.Popen(
-                tied([sys.executable, "-m", "worker", "work"]),
+                tied([sys.executable, *(["-c", code] if code else ["-m", "worker", "work"])]),
                 cwd=PROJECT,
                 env={**os.environ, **settings},
                 stdout=log,

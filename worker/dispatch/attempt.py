@@ -38,7 +38,8 @@ class Attempt:
 
     pid: int
     _pipe: int
-    _pidfd: int
+    _pidfd: int | None
+    """Tells of its end at once; without, where the kernel has none, a look now and then finds it."""
     _others: frozenset[int]
     """Children that the forking process had before: none of ours."""
     _memory: AttemptMemory
@@ -48,7 +49,8 @@ class Attempt:
         """What it told since the last call; waits a while for the first word, or for its end."""
         poll = select.poll()
         for descriptor in (self._pipe, self._pidfd):
-            poll.register(descriptor, select.POLLIN)
+            if descriptor is not None:
+                poll.register(descriptor, select.POLLIN)
         poll.poll(wait_seconds * 1000)
         *lines, self._unread = (self._unread + _read_available(self._pipe)).split(b"\n")
         return [decode(line) for line in lines]
@@ -63,7 +65,8 @@ class Attempt:
         kill_descendants(sparing=self._others)
         self._memory.end()
         os.close(self._pipe)
-        os.close(self._pidfd)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
 
 
 def start_attempt(work: Work, memory: AttemptMemory | None = None) -> Attempt:
@@ -79,7 +82,13 @@ def start_attempt(work: Work, memory: AttemptMemory | None = None) -> Attempt:
     if pid == 0:
         _live(work, writing, parent, memory)
     os.close(writing)
-    return Attempt(pid, reading, os.pidfd_open(pid), others, memory)
+    return Attempt(pid, reading, _pidfd(pid), others, memory)
+
+
+def _pidfd(pid: int) -> int | None:
+    with suppress(OSError):
+        return os.pidfd_open(pid)
+    return None
 
 
 def kill_descendants(*, sparing: Collection[int] = ()) -> None:

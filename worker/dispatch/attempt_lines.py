@@ -29,6 +29,13 @@ class Needs(_Line):
     free_bytes: int
 
 
+class Sees(_Line):
+    """The GPUs that CUDA shows to the attempt."""
+
+    line: Literal["sees"] = "sees"
+    devices: tuple[str, ...]
+
+
 class Answered(_Line):
     """The end of a job that leaves no files."""
 
@@ -54,7 +61,7 @@ class Raised(_Line):
 
 
 End = Answered | Staged | Raised
-Word = Moved | Needs | End
+Word = Moved | Needs | Sees | End
 Line = Annotated[Word, Field(discriminator="line")]
 
 _LINE: TypeAdapter[Line] = TypeAdapter(Line)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pynvml
 
+from ..jobs.errors import BadInputError
+
 log = logging.getLogger(__name__)
 
 _nvml: Any = pynvml  # It ships no types.
@@ -28,6 +30,22 @@ def find_gpus(*, pretended: Sequence[str] = (), visible: str | None = None) -> t
     """
     found = tuple(Gpu(uuid, "pretended") for uuid in pretended) or tuple(_of_nvml())
     return found if visible is None else tuple(_chosen(found, visible))
+
+
+def pinned(named: str, *, pretended: Sequence[str] = ()) -> tuple[Gpu, int]:
+    """The GPU of this name, or beginning of one, and how many the host has; BadInputError without such a one."""
+    found = find_gpus(pretended=pretended)
+    match [gpu for gpu in found if gpu.uuid.startswith(named)]:
+        case [gpu]:
+            return gpu, len(found)
+        case several:
+            raise BadInputError(
+                "bad_request",
+                f"environment variable FERRY_GPU, {named!r}",
+                found=f"{len(several)} such GPUs among {', '.join(gpu.uuid for gpu in found) or 'none at all'}",
+                expected="the UUID of a GPU of this host",
+                next_step="`nvidia-smi -L` lists them.",
+            )
 
 
 def _chosen(found: Sequence[Gpu], visible: str) -> Iterator[Gpu]:

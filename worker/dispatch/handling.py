@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..checkpoints.room import Room
@@ -12,8 +13,9 @@ from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, 
 from ..jobs.state import Progress
 from ..jobs.store import Claim
 from ..settings import WorkerSettings, see_only
-from .attempt_lines import Answered, End, Moved, Needs, Raised, Staged, encode
+from .attempt_lines import Answered, End, Moved, Needs, Raised, Sees, Staged, encode
 from .root_rules import RootRules
+from .seen_gpus import seen_gpus, seen_pretended
 
 
 def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling: int) -> None:
@@ -26,8 +28,7 @@ def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling:
         needs = Needs(filesystem=room.filesystem, needed_bytes=needed_bytes, free_bytes=room.free_bytes)
         os.write(telling, encode(needs))
 
-    if claim.devices:
-        see_only(claim.devices)
+    see_only(claim.devices)
     context = JobContext(
         locations=settings.locations,
         job_id=claim.job.id,
@@ -38,12 +39,20 @@ def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling:
         copy_processes=settings.copy_processes,
         rules=RootRules(settings),
     )
+
+    def look() -> None:
+        if claim.devices:
+            seen = seen_pretended() if settings.pretend_gpus else seen_gpus()
+            os.write(telling, encode(Sees(devices=seen)))
+            _refuse_others(claim.devices, seen)
+
     with os.fdopen(telling, "wb", closefd=False) as out:
-        out.write(encode(_end(claim, context)))
+        out.write(encode(_end(claim, context, look)))
 
 
-def _end(claim: Claim, context: JobContext) -> End:
+def _end(claim: Claim, context: JobContext, look: Callable[[], None]) -> End:
     try:
+        look()
         match run(claim.job.request.spec, context):
             case Answer(result=result):
                 return Answered(result=result)
@@ -58,6 +67,18 @@ def _end(claim: Claim, context: JobContext) -> End:
     except BaseException as error:  # PyTorch's CheckpointException is no Exception.
         traceback.print_exc()
         return Raised(error=_bug(error))
+
+
+def _refuse_others(leased: Sequence[str], seen: Sequence[str]) -> None:
+    """TransientError where the job would use another GPU than those that it leased."""
+    if set(seen) != set(leased):
+        raise TransientError(
+            "wrong_devices",
+            "the GPUs that CUDA shows to this job",
+            found=", ".join(seen) or "none",
+            expected=", ".join(leased),
+            next_step="Check the driver and the container's devices on this host (`nvidia-smi -L` lists them).",
+        )
 
 
 def _out_of_memory() -> ErrorInfo:

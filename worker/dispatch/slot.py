@@ -35,7 +35,7 @@ _DEVICES_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """Runs jobs, each attempt in a forked process. A slot pinned to a GPU will carry it here, for its attempts."""
+    """Runs jobs, each attempt in a forked process."""
 
     store: JobStore
     settings: WorkerSettings

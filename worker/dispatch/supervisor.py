@@ -36,15 +36,21 @@ class Supervisor:
         make_private(warm_socket.parent)
         environment = _environment(plan, warm_socket)
 
-        def service(name: str, *command: str) -> Service:
+        def service(name: str, *command: str, **more: str) -> Service:
             log = plan.logs / f"{name}.log"
-            return Service(name, lambda: _spawn(command, environment, log), say)
+            return Service(name, lambda: _spawn(command, {**environment, **more}, log), say)
+
+        def worker(name: str, devices: str, **more: str) -> Service:
+            return service(name, *_PYTHON, "worker", "work", CUDA_VISIBLE_DEVICES=devices, **more)
 
         broker = Service("broker", lambda: _spawn_broker(plan.settings.data, plan.logs / "broker.log"), say)
         api = service("api", *_PYTHON, "api", "--host", plan.host, "--port", str(plan.port))
         warm = service("model-configs", "nice", *_PYTHON, "worker", "model-configs", str(warm_socket))
-        # A worker pinned to a GPU will differ from its neighbours here, by its environment.
-        workers = [service(f"worker-{slot}", *_PYTHON, "worker", "work") for slot in range(1, plan.slots + 1)]
+        workers = [worker(f"worker-{slot}", "", FERRY_GPU="") for slot in range(1, plan.slots + 1)]
+        workers += [
+            worker(f"worker-gpu-{number}", gpu.uuid, FERRY_GPU=gpu.uuid, FERRY_HOST_GPUS=str(len(plan.gpus)))
+            for number, gpu in enumerate(plan.gpus)
+        ]
         return cls(groups=([] if plan.settings.broker_url else [broker], [api, warm], workers))
 
     def keep(self) -> None:

@@ -89,8 +89,13 @@ Ferry is up.
   roots     {roots}
   data      {plan.settings.data}
   logs      {plan.logs}
-  slots     {plan.slots}
+  slots     {_slots(plan)}
 Ctrl-C stops it; jobs and their states are kept."""
+
+
+def _slots(plan: UpPlan) -> str:
+    gpus = "".join(f"\n            {gpu.name}, {gpu.uuid}" for gpu in plan.gpus)
+    return f"{plan.slots} without GPU{gpus}"
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ from ..jobs.roots import Root, parse_root
 from ..settings import WorkerSettings
 from ..stores.server_check import check_server
 from ..stores.servers import Servers
+from .gpus import Gpu, find_gpus
 from .root_rules import refuse_impossible
 
 
@@ -23,6 +24,9 @@ class UpPlan:
     host: str
     port: int
     slots: int
+    """Workers for jobs without a GPU."""
+    gpus: tuple[Gpu, ...] = ()
+    """A worker for each."""
 
     @property
     def url(self) -> str:
@@ -40,7 +44,7 @@ def read_arguments(argv: list[str], settings: WorkerSettings) -> UpPlan:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8321, help="0 chooses a free one")
     parser.add_argument("--data", metavar="DIR", help="broker files and logs (default: FERRY_DATA, or ~/.ferry)")
-    parser.add_argument("--slots", type=int, default=1, help="jobs that run at the same time")
+    parser.add_argument("--slots", type=int, default=1, help="jobs without a GPU that run at the same time")
     given = parser.parse_args(argv)
     data = Path(given.data).absolute() if given.data else settings.data
     roots = _speakable(_roots(given.root) or settings.roots or _here())
@@ -48,7 +52,9 @@ def read_arguments(argv: list[str], settings: WorkerSettings) -> UpPlan:
         check_server(Servers.of(settings.broker_url, settings.store_url))
     settings = replace(settings, data=data, roots=roots)
     refuse_impossible(settings)
-    return UpPlan(settings=settings, host=given.host, port=given.port, slots=max(1, given.slots))
+    gpus = find_gpus(pretended=settings.pretend_gpus, visible=settings.visible_devices)
+    slots = max(0 if gpus else 1, given.slots)
+    return UpPlan(settings=settings, host=given.host, port=given.port, slots=slots, gpus=gpus)
 
 
 def with_free_port(plan: UpPlan) -> UpPlan:

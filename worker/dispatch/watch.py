@@ -1,5 +1,6 @@
 """Watching an attempt: its progress goes to the store, the store's verdict decides whether it may go on."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Generator
@@ -11,9 +12,11 @@ from typing import Literal
 from ..jobs.state import Progress
 from ..jobs.waiting import WaitsForDisk
 from .attempt import Attempt
-from .attempt_lines import End, Moved, Needs
+from .attempt_lines import End, Moved, Needs, Sees
 from .lease import Lease
 from .memory import AttemptMemory
+
+log = logging.getLogger(__name__)
 
 _LISTEN_SECONDS = 0.1
 _BEAT_SECONDS = 0.25
@@ -71,6 +74,8 @@ def watch(
                 case Needs():
                     if waiting := lease.reserve_disk(line):
                         return waiting
+                case Sees(devices=devices):
+                    log.info("gpus_seen job=%s devices=%s", lease.claim.job.id, ",".join(devices))
                 case _:
                     return line
         if code is not None:

@@ -14,11 +14,12 @@ from ..engine.lifeline import adopt_orphans, die_with_parent
 from ..jobs.errors import FerryError
 from ..jobs.queues import queues_for
 from ..jobs.slots import WorkerSlot
-from ..settings import WorkerSettings, stop_softly_on_sigterm
+from ..settings import WorkerSettings, see_only, stop_softly_on_sigterm
 from ..stores.redis_store import RedisStore
 from ..stores.server_check import check_server
 from ..stores.servers import Servers
 from .embedded_broker import embedded_url
+from .gpus import Gpu, pinned
 from .memory_group import make_memory_group
 from .reaper import start_reaper
 from .root_rules import refuse_impossible
@@ -37,9 +38,11 @@ def main(argv: list[str]) -> int:
     try:
         settings = WorkerSettings.from_environment()
         servers = Servers.of(settings.broker_url or embedded_url(settings.data), settings.store_url)
-        check_server(servers)
         refuse_impossible(settings)
-        return _work(_slot(settings, servers), servers)
+        gpu, gpus = pinned(settings.gpu, pretended=settings.pretend_gpus) if settings.gpu else (None, 0)
+        see_only([gpu.uuid] if gpu else [])
+        check_server(servers)
+        return _work(_slot(settings, servers, gpu), settings.host_gpus or gpus, servers)
     except FerryError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -53,14 +56,15 @@ def _store(servers: Servers, settings: WorkerSettings) -> RedisStore:
     )
 
 
-def _slot(settings: WorkerSettings, servers: Servers) -> Slot:
+def _slot(settings: WorkerSettings, servers: Servers, gpu: Gpu | None) -> Slot:
     return Slot(
         store=_store(servers, settings),
         settings=settings,
         who=WorkerSlot(
             worker_id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             host=socket.gethostname(),
-            gpu=settings.gpu,
+            gpu=gpu.uuid if gpu else None,
+            gpu_name=gpu.name if gpu else None,
             version=__version__,
         ),
         model_configs=settings.model_configs or socket_path(settings.data, f"model-configs-{os.getpid()}.sock"),
@@ -68,14 +72,14 @@ def _slot(settings: WorkerSettings, servers: Servers) -> Slot:
     )
 
 
-def _work(slot: Slot, servers: Servers) -> int:
+def _work(slot: Slot, host_gpus: int, servers: Servers) -> int:
     stop_softly_on_sigterm()
     from .app import create_app
     from .bell import Bell
     from .celery_broker import celery_broker
 
     broker = celery_broker(servers.broker_url)
-    queues = queues_for(slot.settings.host_gpus if slot.who.gpu else 0)
+    queues = queues_for(host_gpus if slot.who.gpu else 0)
     app: Any = create_app(broker, slot.run_job, queues=queues, grace_seconds=slot.settings.grace_seconds)
     _connect_signals(slot, servers, Bell(_store(servers, slot.settings), broker, queues) if broker.is_rabbit else None)
     worker = app.Worker(

@@ -33,6 +33,7 @@ ErrorCode = Literal[
     "io_error",
     "attempt_lost",
     "out_of_memory",
+    "wrong_devices",
     "timed_out",
     "stalled",
     "newer_record",
