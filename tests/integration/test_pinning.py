@@ -1,4 +1,4 @@
-"""Slots pinned to GPUs: each job sees its own alone. The GPUs are pretended, workers and processes are not."""
+"""Slots pinned to GPUs: each job sees its own alone. On a host with two, they are real; else they are pretended."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from worker.dispatch.gpus import find_gpus
 from worker.dispatch.supervisor import Supervisor
 from worker.dispatch.tied import PROJECT
 from worker.dispatch.up_plan import read_arguments
@@ -20,12 +21,14 @@ from .conftest import until
 if TYPE_CHECKING:
     from .conftest import Farm
 
-A, B = "GPU-aaaa", "GPU-bbbb"
+_FOUND = [gpu.uuid for gpu in find_gpus()]
+A, B = _FOUND[:2] if len(_FOUND) > 1 else ("GPU-aaaa", "GPU-bbbb")
+PRETENDED = {"FERRY_PRETEND_GPUS": "" if len(_FOUND) > 1 else f"{A},{B}", "FERRY_HOST_GPUS": "2"}
 
 
 def start(farm: "Farm", *gpus: str, **settings: str) -> None:
     for gpu in gpus:
-        farm.start_worker(FERRY_GPU=gpu, FERRY_PRETEND_GPUS=f"{A},{B}", FERRY_COPY_PROCESSES="1", **settings)
+        farm.start_worker(FERRY_GPU=gpu, FERRY_COPY_PROCESSES="1", **PRETENDED, **settings)
 
 
 def submit(farm: "Farm", job_id: str, gpus: int, *, target: str | None = None) -> None:
