@@ -1,5 +1,6 @@
 """Slots pinned to GPUs: each job sees its own alone. On a host with two, they are real; else they are pretended."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -140,7 +141,8 @@ def test_a_worker_for_a_gpu_that_is_not_there_says_so(gpu: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "worker", "work"],
         cwd=PROJECT,
-        env={"FERRY_GPU": gpu, "FERRY_PRETEND_GPUS": f"{A},{B}", "FERRY_BROKER_URL": "redis://127.0.0.1:1/0"},
+        env=os.environ
+        | {"FERRY_GPU": gpu, "FERRY_PRETEND_GPUS": f"{A},{B}", "FERRY_BROKER_URL": "redis://127.0.0.1:1/0"},
         capture_output=True,
         text=True,
         timeout=60,
