@@ -3,11 +3,10 @@
 import argparse
 import sys
 
-import uvicorn
-
 from worker.jobs.errors import FerryError
 
 from .app import create_app
+from .serving import serve
 from .settings import ApiSettings
 
 
@@ -18,12 +17,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8321)
     arguments = parser.parse_args(argv)
     try:
-        app = create_app(ApiSettings.from_environment())
+        settings = ApiSettings.from_environment()
+        app = create_app(settings)
     except FerryError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
-    return 0
+    return serve(app, arguments.host, arguments.port, processes=settings.processes)
 
 
 if __name__ == "__main__":

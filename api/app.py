@@ -10,6 +10,7 @@ from .ferry_app import FerryApp
 from .problems import add_problem_handlers
 from .routes import health, jobs, slots
 from .settings import ApiSettings
+from .submit_lane import SubmitLane
 from .surroundings import Surroundings
 
 
@@ -21,11 +22,13 @@ def create_app(settings: ApiSettings, store: JobStore | None = None) -> FastAPI:
         description="Submit a job, look at it until it ends. Errors are RFC 9457 problem documents.",
         version="1",
     )
-    app.state.surroundings = Surroundings(store=store or _connect(settings), roots=Roots(settings.roots))
+    around = Surroundings(store=store or _connect(settings), roots=Roots(settings.roots))
+    app.state.surroundings = around
     app.include_router(jobs.router)
     app.include_router(slots.router)
     app.include_router(health.router)
     app.add_middleware(BodyLimit)
+    app.lane = SubmitLane(around)
     add_problem_handlers(app)
     return app
 

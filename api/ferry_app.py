@@ -3,8 +3,10 @@
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from .problems import MEDIA_TYPE, Problem
+from .submit_lane import SubmitLane, takes
 
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
 _UNUSED = ("HTTPValidationError", "ValidationError")
@@ -12,7 +14,15 @@ _UNUSED = ("HTTPValidationError", "ValidationError")
 
 
 class FerryApp(FastAPI):
-    """FastAPI whose description shows every error as the problem document that it is."""
+    """FastAPI whose description shows every error as the problem document that it is, with a lane beside it."""
+
+    lane: SubmitLane | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.lane is not None and takes(scope):
+            await self.lane(super().__call__, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         described = self.openapi_schema is not None

@@ -139,11 +139,16 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    return respond_unforeseen(request.method, request.url.path, error)
+
+
+def respond_unforeseen(method: str, path: str, error: Exception) -> JSONResponse:
+    """The response for an error that nobody foresaw; its traceback goes to the log alone."""
     _log.exception("unforeseen_error", exc_info=error)
     return respond(
         ErrorInfo(
             code="internal",
-            thing=f"{request.method} {request.url.path}",
+            thing=f"{method} {path}",
             found=type(error).__name__,
             expected="no unforeseen error",
             next_step="Report this with the traceback from the API's log.",

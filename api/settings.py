@@ -11,6 +11,8 @@ from worker.jobs.store import Limits
 from worker.stores.servers import read_servers
 
 DEFAULT_LIMITS = Limits()
+_PROCESSES_AT_MOST = 4
+"""The store serves no more submissions than so many send."""
 DEFAULT_URL = "http://127.0.0.1:8321"
 
 
@@ -21,6 +23,8 @@ class ApiSettings:
     broker_url: str
     roots: Mapping[str, Path]
     store_url: str | None = None
+    processes: int = 1
+    """How many serve requests."""
     limits: Limits = DEFAULT_LIMITS
     """Of the jobs that it accepts."""
 
@@ -39,6 +43,7 @@ class ApiSettings:
             broker_url=broker_url,
             roots=roots,
             store_url=store_url,
+            processes=_count(found, "FERRY_API_PROCESSES", min(os.cpu_count() or 1, _PROCESSES_AT_MOST)),
             limits=Limits(
                 failures=_count(found, "FERRY_MAX_FAILURES", DEFAULT_LIMITS.failures),
                 losses=_count(found, "FERRY_MAX_LOSSES", DEFAULT_LIMITS.losses),

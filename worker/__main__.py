@@ -17,8 +17,8 @@ def main(argv: list[str]) -> int:
 
             return work.main(argv[1:])
         case ["model-config"]:
-            from .engine.lifeline import die_with_parent
             from .handlers.model_configs import answer, import_upstream
+            from .lifeline import die_with_parent
 
             die_with_parent(int(argv[1]))
             import_upstream()

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -14,9 +14,10 @@ from worker.jobs.state import TERMINAL, Job, StateName
 from worker.jobs.store import JobFilter
 
 from ..dry_run import plan_of
-from ..job_ids import new_job_id
 from ..job_list import JobList
 from ..problems import problems
+from ..submission import headers
+from ..submission import submit as accept
 from ..surroundings import Around, Surroundings
 from . import examples
 
@@ -29,7 +30,6 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
     "", summary="Submit a job", status_code=202, response_model=Job, responses=problems(409, 413, 415, 422, 503)
 )
 async def submit(
-    request: Request,
     body: Annotated[JobRequest, Body(openapi_examples=examples.SUBMIT)],
     around: Around,
     idempotency_key: Key = None,
@@ -43,11 +43,8 @@ async def submit(
         spec = await run_in_threadpool(_resolved, around, body.spec)
         async with around.planning:
             return JSONResponse(await plan_of(spec))
-    job = await run_in_threadpool(_submit, around, body, idempotency_key)
-    location = str(request.url_for("show", job_id=job.id).path)
-    return JSONResponse(
-        job.model_dump(mode="json"), status_code=202, headers={"Location": location, "Retry-After": "1"}
-    )
+    job = await run_in_threadpool(accept, around, body, idempotency_key)
+    return Response(job.model_dump_json(), 202, headers(job), "application/json")
 
 
 @router.get("", summary="List jobs, newest first", responses=problems(422, 503))
@@ -95,15 +92,6 @@ def retry(job_id: str, around: Around) -> Job:
 def events(job_id: str, around: Around, after: Annotated[int, Query(ge=0)] = 0) -> tuple[JobEvent, ...]:
     """Oldest first, from the one after number `after`; the latest 500 are kept."""
     return around.store.events(job_id, after=after)
-
-
-def _submit(around: Surroundings, body: JobRequest, key: str | None) -> Job:
-    # A repeated request must get its job again, although the job's own target stands there by now.
-    known = around.store.find(key, body) if key else None
-    if known is not None:
-        return known
-    target = around.check(body.spec, sources_exist=not body.depends_on)
-    return around.store.submit(new_job_id(), body, target=str(target) if target else None, idempotency_key=key)
 
 
 def _resolved(around: Surroundings, spec: JobSpec) -> JobSpec:

@@ -16,11 +16,11 @@ from worker.dispatch.birth import born, lives
 from worker.dispatch.memory import AttemptMemory
 from worker.dispatch.memory_group import MemoryGroup, make_memory_group
 from worker.dispatch.slot import Slot
-from worker.engine.lifeline import adopt_orphans
 from worker.jobs.memory_store import MemoryStore
 from worker.jobs.slots import WorkerSlot
 from worker.jobs.spec import ConfigSpec, JobRequest
 from worker.jobs.state import ConfigResult, Queued, Succeeded
+from worker.lifeline import adopt_orphans
 from worker.settings import WorkerSettings
 
 MIB = 2**20

@@ -18,7 +18,6 @@ from worker.dispatch.attempt_lines import Answered, End, Moved, Needs, Raised, e
 from worker.dispatch.lease import Lease
 from worker.dispatch.memory import AttemptMemory
 from worker.dispatch.watch import Died, Patience, Told, asked_to_leave, watch
-from worker.engine.lifeline import adopt_orphans
 from worker.jobs.errors import InternalError, UnavailableError
 from worker.jobs.memory_store import MemoryStore
 from worker.jobs.slots import WorkerSlot
@@ -26,6 +25,7 @@ from worker.jobs.spec import ConfigSpec, JobRequest
 from worker.jobs.state import ConfigResult, Progress, Running
 from worker.jobs.store import Claim, Verdict
 from worker.jobs.waiting import WaitsForDisk
+from worker.lifeline import adopt_orphans
 
 ANSWER = Answered(result=ConfigResult(megatron_config={"layers": list(range(50_000))}))
 """Far more than a pipe holds."""

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import psutil
 
-from ..engine.lifeline import die_with_parent
+from ..lifeline import die_with_parent
 from ..settings import mark_children
 from .attempt_lines import Word, decode
 from .birth import born

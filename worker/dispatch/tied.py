@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.lifeline import die_with_parent
+from ..lifeline import die_with_parent
 
 PROJECT = Path(__file__).parents[2]
 """Where `-m worker` is found: started there, no `worker.py` of a trainer's current directory comes first."""

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..engine.lifeline import adopt_orphans, die_with_parent
 from ..jobs.errors import FerryError
 from ..jobs.queues import queues_for
 from ..jobs.slots import WorkerSlot
+from ..lifeline import adopt_orphans, die_with_parent
 from ..settings import WorkerSettings, see_only, stop_softly_on_sigterm
 from ..stores.redis_store import RedisStore
 from ..stores.server_check import check_server

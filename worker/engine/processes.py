@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info, error_from_os
+from ..lifeline import die_with_parent
 from .copy import Segment, copy_part, sync_file
-from .lifeline import die_with_parent
 from .parts import Part
 from .throttle import IoLimit, Throttle
 

@@ -8,11 +8,13 @@ from pydantic import TypeAdapter
 
 from ..jobs.events import JobEvent
 from ..jobs.spec import JobRequest, resource_class
-from ..jobs.state import SCHEMA_VERSION, Job, JobState
+from ..jobs.state import SCHEMA_VERSION, Job, JobState, Queued
 from ..jobs.store import JobFilter, Limits
 from ..jobs.store_errors import newer_record
+from ..jobs.waiting import Waiting
 
 _STATE: TypeAdapter[JobState] = TypeAdapter(JobState)
+_WAITING: TypeAdapter[Waiting] = TypeAdapter(Waiting)
 
 ALL_JOBS = "ferry:jobs"
 
@@ -51,6 +53,13 @@ def job_of(flat: Sequence[str]) -> Job:
         created_at=_seconds(fields["created_at"]),
         updated_at=_seconds(fields["updated_at"]),
     )
+
+
+def new_job(job_id: str, request: JobRequest, created_at: int, waiting: str) -> Job:
+    """The job that was accepted just now."""
+    created = _seconds(created_at)
+    state = Queued(waiting=_WAITING.validate_json(waiting))
+    return Job(id=job_id, request=request, state=state, created_at=created, updated_at=created)
 
 
 def event_of(text: str) -> JobEvent:
@@ -104,6 +113,6 @@ def _fields(flat: Sequence[str]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _seconds(milliseconds: str) -> Any:
+def _seconds(milliseconds: str | int) -> Any:
     """Pydantic reads seconds since 1970 as an aware time."""
     return float(milliseconds) / 1000

@@ -50,7 +50,7 @@ from ..jobs.store_errors import (
 )
 from .celery_message import wake_up_template
 from .connection import connect
-from .record import event_of, indexes_for, indexes_of, job_of, new_fields
+from .record import event_of, indexes_for, indexes_of, job_of, new_fields, new_job
 from .scripts import Scripts
 
 _REAPED_AT_ONCE = 100
@@ -126,6 +126,9 @@ class RedisStore:
                 raise target_reserved(str(target), found)
             case "unknown" | "ended":
                 raise _dependency_error(answer, found)
+            case "new":
+                created_at, waiting = found
+                return new_job(job_id, request, int(created_at), waiting)
             case _:
                 return _same_request(job_of(found), request, idempotency_key or job_id)
 

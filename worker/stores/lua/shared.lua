@@ -28,9 +28,14 @@ local function key(kind, name)
   return 'ferry:' .. kind .. ':' .. name
 end
 
+-- One moment a script, and so one call.
+local moment
 local function now()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  if not moment then
+    local time = redis.call('TIME')
+    moment = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return moment
 end
 
 local function get(id, field)
@@ -42,8 +47,13 @@ local function number(id, field)
 end
 
 local function set(id, fields)
+  local words = {}
   for field, value in pairs(fields) do
-    redis.call('HSET', key('job', id), field, value)
+    words[#words + 1] = field
+    words[#words + 1] = value
+  end
+  if #words > 0 then
+    redis.call('HSET', key('job', id), unpack(words))
   end
 end
 
@@ -85,5 +95,7 @@ local function tell(id, event, fields)
   fields.number = redis.call('HINCRBY', key('job', id), 'events', 1)
   fields.at, fields.event, fields.attempt = now(), event, number(id, 'attempts')
   redis.call('RPUSH', key('events', id), cjson.encode(fields))
-  redis.call('LTRIM', key('events', id), -given.kept_events, -1)
+  if fields.number > given.kept_events then
+    redis.call('LTRIM', key('events', id), -given.kept_events, -1)
+  end
 end

@@ -1,4 +1,5 @@
 -- Accept a job: idempotency key, target reservation, record, event, indexes and wake-up message, all or nothing.
+-- A known job is answered with its record; a new one with what its sender cannot know.
 
 local id = given.id
 local known = given.idempotency_key and redis.call('GET', key('idempotency', given.idempotency_key))
@@ -23,9 +24,10 @@ if given.idempotency_key then
 end
 
 local sequence = redis.call('INCR', 'ferry:sequence')
-set(id, given.fields)
-set(id, {id = id, sequence = sequence, target = given.target, idempotency_key = given.idempotency_key})
-set(id, {indexes = array(given.indexes), state = 'queued', created_at = now(), updated_at = now()})
+local fields = given.fields
+fields.id, fields.sequence, fields.target, fields.idempotency_key = id, sequence, given.target, given.idempotency_key
+fields.indexes, fields.state, fields.created_at, fields.updated_at = array(given.indexes), 'queued', now(), now()
+set(id, fields)
 redis.call('ZADD', ALL, sequence, id)
 redis.call('ZADD', key('state', 'queued'), sequence, id)
 redis.call('SADD', CLASSES, class_of(id))
@@ -36,4 +38,4 @@ tell(id, 'submitted', {})
 if not blocked(id) then
   wake(id)
 end
-return {'new', record(id)}
+return {'new', {fields.created_at, why_waiting(id)}}
