@@ -11,8 +11,8 @@ from worker.jobs.store import Limits
 from worker.stores.servers import read_servers
 
 DEFAULT_LIMITS = Limits()
-_PROCESSES_AT_MOST = 4
-"""The store serves no more submissions than so many send."""
+_PROCESSES = 4
+"""The store serves no more submissions than so many send; among fewer, connections are spread worse."""
 DEFAULT_URL = "http://127.0.0.1:8321"
 
 
@@ -43,7 +43,7 @@ class ApiSettings:
             broker_url=broker_url,
             roots=roots,
             store_url=store_url,
-            processes=_count(found, "FERRY_API_PROCESSES", min(os.cpu_count() or 1, _PROCESSES_AT_MOST)),
+            processes=_count(found, "FERRY_API_PROCESSES", _PROCESSES),
             limits=Limits(
                 failures=_count(found, "FERRY_MAX_FAILURES", DEFAULT_LIMITS.failures),
                 losses=_count(found, "FERRY_MAX_LOSSES", DEFAULT_LIMITS.losses),

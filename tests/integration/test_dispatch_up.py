@@ -176,6 +176,19 @@ def test_what_dies_is_started_again(up: Up) -> None:
 
 
 @pytest.mark.slow
+def test_an_api_process_that_dies_is_replaced_with_its_neighbours(up: Up) -> None:
+    up.start()
+    parent = up.one("-m api")
+    children = parent.children()
+    assert len(children) > 1
+
+    children[-1].kill()
+
+    until("the API ended whole", lambda: not any(process.is_running() for process in (parent, *children)))
+    until("the service is ready", up.ready)
+
+
+@pytest.mark.slow
 def test_a_second_up_on_one_data_folder_is_told_of_the_first(up: Up) -> None:
     up.start()
 

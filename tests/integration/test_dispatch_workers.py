@@ -12,6 +12,8 @@ from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobRequest
 from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Queued, Running, Succeeded
 from worker.stores.connection import connect
 
+from .conftest import until
+
 if TYPE_CHECKING:
     from .conftest import Farm
 
@@ -251,3 +253,23 @@ def test_neither_celery_nor_the_pool_process_loads_torch(farm: "Farm") -> None:
         libraries = Path(f"/proc/{process.pid}/maps").read_text()
         assert "libtorch" not in libraries
         assert "numpy" not in libraries or process not in processes["worker"]
+
+
+def test_a_rolling_restart_loses_nothing_and_fails_nothing(farm: "Farm") -> None:
+    workers = [farm.start_worker(bytes_per_second=2 * SLOW) for _ in range(2)]
+    for _ in range(6):
+        farm.submit()
+    farm.until_copying()
+
+    for number in range(4):  # each place twice
+        workers[number % 2].terminate()
+        workers[number % 2].wait(20)
+        workers[number % 2] = farm.start_worker(bytes_per_second=2 * SLOW)
+        until(lambda: len(farm.store.slots()) == 2 or None, seconds=20, what="two slots")
+
+    for number in range(1, 7):
+        farm.until_state("succeeded", f"job_{number}", seconds=120)
+        events = [event.event for event in farm.store.events(f"job_{number}")]
+        assert set(events).isdisjoint({"lost", "broken", "failed"}), events
+        assert events.count("succeeded") == 1
+    assert farm.partials() == []

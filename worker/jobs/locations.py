@@ -45,9 +45,12 @@ class LocalPaths:
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """Named directories; nothing outside them can be read or written."""
+    """Named directories; nothing outside them can be read or written. Links in their own paths are followed once."""
 
     paths: Mapping[str, Path]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", {name: path.resolve() for name, path in self.paths.items()})
 
     def resolve(self, location: str) -> Path:
         _refuse_nul(location)
@@ -68,17 +71,17 @@ class Roots:
 
     def resolve_target(self, location: str) -> Path:
         path = self.resolve(location)
-        if any(root.resolve().is_relative_to(path) for root in self.paths.values()):
+        if any(root.is_relative_to(path) for root in self.paths.values()):
             raise self._error(location, "a root itself")
         return path
 
     def _holds(self, path: Path) -> bool:
-        return any(path.is_relative_to(root.resolve()) for root in self.paths.values())
+        return any(path.is_relative_to(root) for root in self.paths.values())
 
     def _under_root(self, location: str, name: str, relative: str) -> Path:
         if name not in self.paths:
             raise self._error(location, f"an unknown root {name!r}")
-        root = self.paths[name].resolve()
+        root = self.paths[name]
         path = (root / relative).resolve()
         if Path(relative).is_absolute() or not path.is_relative_to(root):
             raise self._error(location, f"a path that leaves root {name!r}")

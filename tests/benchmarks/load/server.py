@@ -33,9 +33,9 @@ class Server:
         return Redis(unix_socket_path=self.broker_url.removeprefix("redis+socket://"))
 
     def memory_bytes(self) -> int:
-        """Resident, of the API and what it started."""
+        """Resident, of the API's processes together, shared pages once."""
         processes = [self.process, *self.process.children(recursive=True)]
-        return sum(process.memory_info().rss for process in processes)
+        return sum(process.memory_full_info().pss for process in processes)
 
 
 @contextmanager

@@ -12,6 +12,11 @@ local function position(id)
   end
 end
 
+local function waits_for_slot(id)
+  local class = class_of(id)
+  return cjson.encode({reason = 'slot', resource_class = class, position = position(id), slots = capacity(class)})
+end
+
 local function why_waiting(id)
   if blocked(id) then
     local jobs = redis.call('SMEMBERS', key('blockers', id))
@@ -26,8 +31,7 @@ local function why_waiting(id)
   if not_before > now() then
     return cjson.encode({reason = 'retry', ['until'] = not_before / 1000})
   end
-  local class = class_of(id)
-  return cjson.encode({reason = 'slot', resource_class = class, position = position(id), slots = capacity(class)})
+  return waits_for_slot(id)
 end
 
 local function record(id)

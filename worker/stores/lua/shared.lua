@@ -57,13 +57,17 @@ local function set(id, fields)
   end
 end
 
--- Version 1 knew neither classes nor priorities.
+-- What never changes is read once a script. Version 1 knew neither classes nor priorities.
+local classes, priorities = {}, {}
+
 local function class_of(id)
-  return get(id, 'class') or 'cpu'
+  classes[id] = classes[id] or get(id, 'class') or 'cpu'
+  return classes[id]
 end
 
 local function priority_of(id)
-  return get(id, 'priority') or 'normal'
+  priorities[id] = priorities[id] or get(id, 'priority') or 'normal'
+  return priorities[id]
 end
 
 local function held(id, fence)

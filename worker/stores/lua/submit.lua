@@ -28,6 +28,7 @@ local fields = given.fields
 fields.id, fields.sequence, fields.target, fields.idempotency_key = id, sequence, given.target, given.idempotency_key
 fields.indexes, fields.state, fields.created_at, fields.updated_at = array(given.indexes), 'queued', now(), now()
 set(id, fields)
+classes[id], priorities[id] = fields.class, fields.priority
 redis.call('ZADD', ALL, sequence, id)
 redis.call('ZADD', key('state', 'queued'), sequence, id)
 redis.call('SADD', CLASSES, class_of(id))
@@ -35,7 +36,8 @@ for _, index in ipairs(given.indexes) do
   redis.call('ZADD', index, sequence, id)
 end
 tell(id, 'submitted', {})
-if not blocked(id) then
-  wake(id)
+if blocked(id) then
+  return {'new', {fields.created_at, why_waiting(id)}}
 end
-return {'new', {fields.created_at, why_waiting(id)}}
+wake(id)
+return {'new', {fields.created_at, waits_for_slot(id)}}
