@@ -3,18 +3,37 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, assert_never
 
 import typer
 
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec
+from worker.jobs.sizes import parse_size
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists
 from worker.jobs.state import CheckpointResult, ConfigResult
 
 from ..settings import server_url
+from .arguments import (
+    After,
+    AsJson,
+    Gpus,
+    Jobs,
+    Labels,
+    Local,
+    Memory,
+    NoWait,
+    Plan,
+    Rate,
+    Replace,
+    Server,
+    Source,
+    Target,
+    Timeout,
+    Urgency,
+)
 from .failure import reading_arguments
 from .locations import as_sent
 from .places import Here, Place, There
-from .sizes import parse_size
 
 app = typer.Typer(
     name="ferry",
@@ -24,36 +43,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Source = Annotated[str, typer.Argument(metavar="SRC", help="A path, or root:path as the server names it.")]
-Target = Annotated[str, typer.Argument(metavar="DST", help="Where the output will appear; must not exist yet.")]
-Server = Annotated[str | None, typer.Option("--server", metavar="URL", help="Default: FERRY_URL, or this machine.")]
-Local = Annotated[bool, typer.Option("--local", help="Run here, without a server.")]
-Jobs = Annotated[
-    int,
-    typer.Option(
-        "--jobs",
-        "-j",
-        min=1,
-        metavar="N",
-        help="Copy processes, with --local.",
-        envvar="FERRY_COPY_PROCESSES",
-        show_envvar=False,
-    ),
-]
-Rate = Annotated[
-    str | None,
-    typer.Option(
-        "--rate",
-        metavar="SIZE",
-        help="The most to move a second, with --local.",
-        envvar="FERRY_IO_BYTES_PER_SECOND",
-        show_envvar=False,
-    ),
-]
-Plan = Annotated[bool, typer.Option("--plan", help="Print the plan as JSON and write nothing.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _DEFAULT_JOBS = min(4, os.cpu_count() or 1)
 
@@ -72,17 +61,27 @@ def import_(
     iteration: Annotated[
         int | None, typer.Option(min=0, help="Write iter_0000000 of this number instead of release.")
     ] = None,
+    replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
     rate: Rate = None,
     plan: Plan = False,
     no_wait: NoWait = False,
     server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
 ) -> None:
     """Hugging Face folder -> Megatron-Core torch_dist checkpoint."""
     with reading_arguments():
-        spec = ImportSpec(source=as_sent(source), target=as_sent(target), iteration=iteration)
-    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate), plan=plan, no_wait=no_wait)
+        spec = ImportSpec(
+            source=as_sent(source), target=as_sent(target), iteration=iteration, on_exists=_on_exists(replace)
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate, asks=asks), plan=plan, no_wait=no_wait)
 
 
 @app.command("export")
@@ -96,12 +95,19 @@ def export(
     max_shard_bytes: Annotated[
         str, typer.Option(metavar="SIZE", help="The most that one file holds, like 500MB.")
     ] = "5GB",
+    replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
     rate: Rate = None,
     plan: Plan = False,
     no_wait: NoWait = False,
     server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
 ) -> None:
     """Megatron-Core torch_dist checkpoint -> Hugging Face folder."""
     with reading_arguments():
@@ -110,8 +116,10 @@ def export(
             target=as_sent(target),
             hf_config=as_sent(hf_config) if hf_config else None,
             max_shard_bytes=_size(max_shard_bytes),
+            on_exists=_on_exists(replace),
         )
-    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate), plan=plan, no_wait=no_wait)
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate, asks=asks), plan=plan, no_wait=no_wait)
 
 
 @app.command("config")
@@ -210,9 +218,50 @@ def up(context: typer.Context) -> None:
     os.execv(command[0], command)  # noqa: S606  # our own command, and no shell
 
 
-def _place(server: str | None, *, local: bool, jobs: int = 1, rate: str | None = None) -> Place:
+def _on_exists(replace: bool) -> OnExists:
+    return "replace" if replace else "error"
+
+
+def _asks(
+    *,
+    priority: str | None,
+    gpus: int | None,
+    memory: str | None,
+    timeout: float | None,
+    after: list[str] | None,
+    label: list[str] | None,
+) -> dict[str, Any]:
+    """The fields of a JobRequest that were given."""
+    given = {
+        "priority": priority,
+        "gpus": gpus,
+        "memory_bytes": _size(memory) if memory else None,
+        "timeout_seconds": timeout,
+        "depends_on": after or None,
+        "labels": dict(map(_label, label)) if label else None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is no label; write NAME=VALUE")
+    return name, value
+
+
+def _place(
+    server: str | None,
+    *,
+    local: bool,
+    jobs: int = 1,
+    rate: str | None = None,
+    asks: Mapping[str, Any] | None = None,
+) -> Place:
     if not local:
-        return There(url=server or server_url())
+        return There(url=server or server_url(), asks=asks or {})
+    if asks:
+        raise typer.BadParameter(f"--local runs now and here; {', '.join(asks)} would be for a server")
     if server is not None:
         raise typer.BadParameter("--local works without a server; give one of --local and --server")
     return Here(copy_processes=jobs, io_bytes_per_second=_size(rate) if rate else None)
@@ -258,9 +307,9 @@ def _submit(spec: JobSpec, place: Place) -> None:
     match place:
         case Here():
             raise typer.BadParameter("nobody goes on with a job of --local; leave out --no-wait")
-        case There(url=url):
-            with Client(url) as client:
-                sys.stdout.write(f"{client.submit(spec).id}\n")
+        case There(url=url, asks=asks):
+            with Client(url) as client, reading_arguments():
+                sys.stdout.write(f"{client.submit(spec, **asks).id}\n")
         case _:
             assert_never(place)
 
@@ -275,9 +324,9 @@ def _run(spec: JobSpec, place: Place) -> ConfigResult | CheckpointResult:
         case Here():
             with showing(spec.kind) as show:
                 return run_local(spec, place, show)
-        case There(url=url):
-            with Client(url) as client:
-                return run_remote(client, spec)
+        case There(url=url, asks=asks):
+            with Client(url) as client, reading_arguments():
+                return run_remote(client, spec, asks)
         case _:
             assert_never(place)
 

@@ -1,6 +1,8 @@
 """Where a command does its work: in a process of this machine, or on a server."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +18,8 @@ class There:
     """On the server at this URL."""
 
     url: str
+    asks: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a request says beside its spec."""
 
 
 Place = Here | There

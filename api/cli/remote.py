@@ -1,6 +1,8 @@
 """The job on a server: submitted, watched until it ends."""
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from worker.jobs.errors import BadInputError, error_from_info
 from worker.jobs.spec import JobSpec
@@ -10,9 +12,9 @@ from ..client import Client
 from .progress import Show, showing
 
 
-def run_remote(client: Client, spec: JobSpec) -> ConfigResult | CheckpointResult:
+def run_remote(client: Client, spec: JobSpec, asks: Mapping[str, Any]) -> ConfigResult | CheckpointResult:
     """Submit and wait. Ctrl-C leaves the job running, and says how to find it."""
-    job = client.submit(spec)
+    job = client.submit(spec, **asks)
     try:
         with showing(spec.kind) as show:
             return result_of(client.wait(job.id, lambda seen: _show(seen, show)))

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from api.cli.locations import as_sent
-from api.cli.sizes import parse_size, show_size
+from api.cli.sizes import show_size
 from api.cli.tables import show_age
+from worker.jobs.sizes import parse_size
 from worker.mapping.registry import FAMILIES
 
 NO_SERVER = "http://127.0.0.1:9"

@@ -16,6 +16,7 @@ from tests.unit.server import FerryServer
 from worker.jobs.errors import BadInputError, FerryError
 from worker.jobs.memory_store import MemoryStore
 from worker.jobs.slots import WorkerSlot
+from worker.jobs.spec import replaces
 from worker.jobs.state import CheckpointResult, Progress, Timings
 from worker.jobs.store import Broken, Claim, Done, JobFilter, Outcome, Stopped
 
@@ -154,3 +155,34 @@ def test_a_plan_is_json_and_no_job(ferry: Ferry, store: MemoryStore) -> None:
     assert (process.returncode, out) == (2, "")  # the folder is empty: the problem that the job would have
     assert "config.json" in err
     assert store.list(JobFilter()).jobs == ()
+
+
+def test_what_a_job_asks_for_reaches_the_server(ferry: Ferry, store: MemoryStore) -> None:
+    first = ferry("import", "hf", "one", "--no-wait", "--replace", "--label", "run=7").communicate()[0].strip()
+    asks = ("--priority", "high", "--gpus", "2", "--memory", "2GiB", "--timeout", "60", "--after", first)
+    second = ferry("export", "hf", "two", "--no-wait", *asks).communicate()[0].strip()
+
+    assert store.get(first).request.labels == {"run": "7"}
+    assert replaces(store.get(first).request.spec)
+    request = store.get(second).request
+    assert (request.priority, request.gpus, request.memory_bytes) == ("high", 2, 2 * 2**30)
+    assert (request.timeout_seconds, request.depends_on) == (60, (first,))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--priority", "urgent"),
+        ("--memory", "1kB"),
+        ("--label", "run"),
+        ("--timeout", "-1"),
+        ("--local", "--gpus", "1"),
+    ],
+)
+def test_what_no_job_can_ask_for_is_wrong_usage(ferry: Ferry, options: tuple[str, ...]) -> None:
+    process = ferry("import", "hf", "one", "--no-wait", *options)
+    output, errors = process.communicate()
+
+    assert (process.returncode, output) == (2, "")
+    assert "Traceback" not in errors
+    assert errors

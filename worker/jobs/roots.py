@@ -8,15 +8,14 @@ from urllib.parse import parse_qsl, quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from .sizes import parse_size
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_SIZE = re.compile(r"(?P<number>\d+)(?P<unit>[kKMGT]?)")
-_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MODE = re.compile(r"[0-7]{3,4}")
 
 
 def _bytes(text: object) -> object:
-    match = _SIZE.fullmatch(text) if isinstance(text, str) else None
-    return int(match["number"]) * _UNITS[match["unit"]] if match else text
+    return parse_size(text) if isinstance(text, str) else text
 
 
 def _octal(text: object) -> object:
