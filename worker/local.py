@@ -23,7 +23,7 @@ from .handlers.run import plan, run
 from .jobs.errors import BadInputError, FerryError, InternalError, error_from_os
 from .jobs.locations import LocalPaths
 from .jobs.spec import JobSpec
-from .jobs.state import CheckpointResult, ConfigResult, Progress
+from .jobs.state import Progress, Result
 from .mapping.explain import explain
 from .mapping.family import Family
 from .mapping.proofs import proof_of, refused, unproven
@@ -76,7 +76,7 @@ def _explained(source: str) -> dict[str, Any]:
     }
 
 
-def _run(spec_json: str, options: CopyOptions) -> ConfigResult | CheckpointResult:
+def _run(spec_json: str, options: CopyOptions) -> Result:
     context = JobContext(
         locations=LocalPaths(),
         job_id=f"local_{uuid.uuid4().hex}",

@@ -9,8 +9,8 @@ from typing import Annotated, Any, assert_never
 import typer
 
 from worker.jobs.sizes import parse_size
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists
-from worker.jobs.state import CheckpointResult, ConfigResult
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists, VerifySpec
+from worker.jobs.state import CheckpointResult, ConfigResult, Result, VerifyResult
 
 from ..settings import server_url
 from .arguments import (
@@ -141,10 +141,35 @@ def config(
     _finish(_run(spec, _place(server, local=local)))
 
 
+@app.command("verify")
+def verify(
+    source: Source,
+    against: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="Another checkpoint, of either format; else SRC's manifest.")
+    ] = None,
+    hf_config: Annotated[
+        str | None, typer.Option(metavar="DIR", help="config.json, for a checkpoint without hf/ beside it.")
+    ] = None,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    no_wait: NoWait = False,
+    server: Server = None,
+) -> None:
+    """Check a folder against its manifest, or compare two checkpoints bit for bit."""
+    with reading_arguments():
+        spec = VerifySpec(
+            source=as_sent(source),
+            against=as_sent(against) if against else None,
+            hf_config=as_sent(hf_config) if hf_config else None,
+        )
+    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate), plan=False, no_wait=no_wait)
+
+
 @app.command("jobs")
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
-    kind: Annotated[str | None, typer.Option(help="config, import or export.")] = None,
+    kind: Annotated[str | None, typer.Option(help="config, import, export or verify.")] = None,
     label: Annotated[str | None, typer.Option(metavar="NAME:VALUE", help="Jobs with this label.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 50,
     as_json: AsJson = False,
@@ -314,7 +339,7 @@ def _submit(spec: JobSpec, place: Place) -> None:
             assert_never(place)
 
 
-def _run(spec: JobSpec, place: Place) -> ConfigResult | CheckpointResult:
+def _run(spec: JobSpec, place: Place) -> Result:
     from ..client import Client
     from .local import run_local
     from .progress import showing
@@ -331,14 +356,16 @@ def _run(spec: JobSpec, place: Place) -> ConfigResult | CheckpointResult:
             assert_never(place)
 
 
-def _finish(result: ConfigResult | CheckpointResult) -> None:
-    from .tables import summary
+def _finish(result: Result) -> None:
+    from .tables import summary, verified
 
     match result:
         case ConfigResult(megatron_config=megatron_config):
             _print(megatron_config)
         case CheckpointResult():
             sys.stdout.write(f"{summary(result)}\n")
+        case VerifyResult():
+            sys.stdout.write(f"{verified(result)}\n")
         case _:
             assert_never(result)
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from worker.jobs.errors import ErrorInfo, InternalError, error_from_info
 from worker.jobs.spec import JobSpec
-from worker.jobs.state import CheckpointResult, ConfigResult, Progress, Result
+from worker.jobs.state import Progress, Result
 
 from .places import Here
 
@@ -25,7 +25,7 @@ def worker_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "worker", *arguments]
 
 
-def run_local(spec: JobSpec, here: Here, show: Callable[[Progress], None]) -> ConfigResult | CheckpointResult:
+def run_local(spec: JobSpec, here: Here, show: Callable[[Progress], None]) -> Result:
     """Run the job to its end; FerryError as the job fails."""
     options = ["--copy-processes", str(here.copy_processes)]
     if here.io_bytes_per_second is not None:

@@ -6,13 +6,13 @@ from typing import Any
 
 from worker.jobs.errors import BadInputError, error_from_info
 from worker.jobs.spec import JobSpec
-from worker.jobs.state import Cancelled, CheckpointResult, ConfigResult, Failed, Job, Progress, Running, Succeeded
+from worker.jobs.state import Cancelled, CheckpointResult, Failed, Job, Progress, Result, Running, Succeeded
 
 from ..client import Client
 from .progress import Show, showing
 
 
-def run_remote(client: Client, spec: JobSpec, asks: Mapping[str, Any]) -> ConfigResult | CheckpointResult:
+def run_remote(client: Client, spec: JobSpec, asks: Mapping[str, Any]) -> Result:
     """Submit and wait. Ctrl-C leaves the job running, and says how to find it."""
     job = client.submit(spec, **asks)
     try:
@@ -23,7 +23,7 @@ def run_remote(client: Client, spec: JobSpec, asks: Mapping[str, Any]) -> Config
         raise
 
 
-def result_of(job: Job) -> ConfigResult | CheckpointResult:
+def result_of(job: Job) -> Result:
     """An ended job's result; its error, raised."""
     match job.state:
         case Succeeded(result=result):

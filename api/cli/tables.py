@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from worker.jobs.spec import target_of
-from worker.jobs.state import Cancelled, CheckpointResult, Failed, Job, Queued, Running, Succeeded
+from worker.jobs.state import Cancelled, CheckpointResult, Failed, Job, Queued, Running, Succeeded, VerifyResult
 from worker.jobs.waiting import (
     Waiting,
     WaitsForDevices,
@@ -50,6 +50,13 @@ def summary(result: CheckpointResult) -> str:
     return f"{result.target}\n  {result.tensors} tensors, {show_size(result.bytes)} copied in {seconds:.2f} s{rate}"
 
 
+def verified(result: VerifyResult) -> str:
+    """What was found good, and how fast."""
+    rate = f", {show_size(result.bytes / result.seconds)}/s" if result.seconds else ""
+    read = f"{show_size(result.bytes)} read in {result.seconds:.2f} s{rate}"
+    return f"verified: {result.tensors} tensors in {result.files} files\n  {read}"
+
+
 def show_age(age: timedelta) -> str:
     """A number and a unit."""
     for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
@@ -84,6 +91,8 @@ def _state_rows(job: Job) -> Iterable[tuple[str, str]]:
             yield "progress", f"{show_size(progress.done_bytes)} of {show_size(progress.total_bytes)}"
         case Succeeded(result=CheckpointResult() as result):
             yield "output", summary(result)
+        case Succeeded(result=VerifyResult() as result):
+            yield "output", verified(result)
         case Succeeded():
             yield "output", f"a ModelConfig: `ferry show {job.id} --json`"
         case Failed(error=error):

@@ -14,6 +14,10 @@ SUBMIT: dict[str, Example] = {
         "summary": "Megatron-Core checkpoint to Hugging Face folder",
         "value": {"spec": {"kind": "export", "source": "here:smollm2-megatron", "target": "here:smollm2-back"}},
     },
+    "verify": {
+        "summary": "Two checkpoints, of any formats, tensor by tensor",
+        "value": {"spec": {"kind": "verify", "source": "here:SmolLM2-135M-Instruct", "against": "here:smollm2-back"}},
+    },
     "config": {
         "summary": "Megatron's GPTModelConfig for a Hugging Face config",
         "value": {"spec": {"kind": "config", "source": "here:SmolLM2-135M-Instruct"}},

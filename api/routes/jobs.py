@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from worker.jobs.errors import BadInputError
 from worker.jobs.events import JobEvent
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobKind, JobRequest, JobSpec
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobKind, JobRequest, JobSpec, VerifySpec
 from worker.jobs.state import TERMINAL, Job, StateName
 from worker.jobs.store import JobFilter
 
@@ -106,6 +106,8 @@ def _resolved(around: Surroundings, spec: JobSpec) -> JobSpec:
         case ExportSpec(hf_config=hf_config):
             given = str(around.roots.resolve_source(hf_config)) if hf_config else None
             return spec.model_copy(update={"source": source, "target": str(target), "hf_config": given})
+        case VerifySpec():
+            return spec  # it has no plan: the answer says so
 
 
 def _label(text: str | None) -> tuple[str, str] | None:

@@ -345,6 +345,6 @@ def test_openapi_examples_are_requests_that_the_api_reads(http: TestClient) -> N
 
     examples = operation["requestBody"]["content"]["application/json"]["examples"]
 
-    assert examples.keys() == {"import", "export", "config"}
+    assert examples.keys() == {"import", "export", "config", "verify"}
     for example in examples.values():
         assert http.post("/v1/jobs", json=example["value"]).json()["code"] == "bad_location"  # no root `here`

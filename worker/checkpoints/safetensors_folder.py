@@ -55,6 +55,11 @@ class SafetensorsFolder:
         """The files in which these tensors lie."""
         return tuple(sorted({self.places[name].path for name in names}))
 
+    def whole(self, name: str) -> Run:
+        """All bytes of a tensor."""
+        place = self.places[name]
+        return Run(place.path, place.offset, place.tensor.nbytes)
+
     def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The bytes of `rows` rows of a tensor, or of slice `index` of it; one run, since they are contiguous."""
         place = self.places[name]
@@ -68,7 +73,7 @@ def lay_out_shards(items: Iterable[Item], max_shard_bytes: int) -> tuple[TargetF
     """Files as HF names them: `model.safetensors`, or `model-00001-of-0000N.safetensors` beside an index."""
     shards: list[list[Item]] = [[]]
     filled = 0
-    for item in _whole(items):
+    for item in whole_tensors(items):
         if shards[-1] and filled + item.nbytes > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -82,7 +87,7 @@ def lay_out_shards(items: Iterable[Item], max_shard_bytes: int) -> tuple[TargetF
     )
 
 
-def _whole(items: Iterable[Item]) -> Iterator[Item]:
+def whole_tensors(items: Iterable[Item]) -> Iterator[Item]:
     """Slices of one stack, which come one after the other, as the one tensor that they are in HF's files."""
     for _, group in groupby(items, key=lambda item: item.name):
         slices = tuple(group)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ..jobs.errors import ErrorInfo
-from ..jobs.state import CheckpointResult, ConfigResult, Progress
+from ..jobs.state import CheckpointResult, ConfigResult, Progress, VerifyResult
 
 
 class _Line(BaseModel):
@@ -40,7 +40,7 @@ class Answered(_Line):
     """The end of a job that leaves no files."""
 
     line: Literal["answered"] = "answered"
-    result: ConfigResult
+    result: Annotated[ConfigResult | VerifyResult, Field(discriminator="kind")]
 
 
 class Staged(_Line):

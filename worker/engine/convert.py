@@ -15,7 +15,7 @@ from ..mapping.blocks import Block, Plan, Task
 from .copy import Segment, read_extent, same_bytes
 from .digests import FileDigest, digest_of, file_digest, tensor_digests
 from .parts import cut_parts, part_bytes_for
-from .processes import CopyOptions, copy_parts
+from .processes import Copy, CopyOptions, Digest, do_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +57,24 @@ def write_tensors(
         _make(folder / file.path, file.size)
     parts = cut_parts(files, part_bytes_for(total_bytes(files)))
     segments: defaultdict[str, list[Segment]] = defaultdict(list)
-    for part, copied in zip(parts, copy_parts(parts, folder, options, report), strict=True):
+    for part, copied in zip(parts, do_parts(parts, Copy(folder), options, report), strict=True):
         segments[part.file] += copied
     return Written(
         files={path: file_digest(of_file) for path, of_file in segments.items()},
         tensors=tensor_digests(segments),
         copy_seconds=time.monotonic() - started,
     )
+
+
+def read_segments(
+    files: tuple[TargetFile, ...], options: CopyOptions, report: Callable[[int], None], *, segment_bytes: int
+) -> dict[str, tuple[Segment, ...]]:
+    """The digests of all spans, by file, in order; nothing is written. Spans longer than `segment_bytes` are cut."""
+    parts = cut_parts(files, part_bytes_for(total_bytes(files)), segment_bytes)
+    segments: defaultdict[str, list[Segment]] = defaultdict(list)
+    for part, read in zip(parts, do_parts(parts, Digest(), options, report), strict=True):
+        segments[part.file] += read
+    return {file: tuple(sorted(found, key=lambda segment: segment.offset)) for file, found in segments.items()}
 
 
 def refuse_nonzero(blocks: Iterable[Block], source: Source) -> None:

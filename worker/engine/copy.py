@@ -33,17 +33,31 @@ def copy_part(part: Part, file: Path, moved: Callable[[int], None]) -> tuple[Seg
     descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW)
     writer = _Writer(descriptor, part.spans[0].offset, moved)
     try:
-        segments: list[Segment] = []
-        for span in part.spans:
-            digest = writer.digest = xxhash.xxh3_128()
-            for extent in span.extents:
-                writer.put(extent)
-            segments.append(Segment(span.offset, span.length, span.label, digest.hexdigest()))
-        writer.flush()
+        segments = _segments(part, writer)
         _start_writeback(descriptor, part)
-        return tuple(segments)
+        return segments
     finally:
         writer.close()
+
+
+def digest_part(part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
+    """Read the part and write nothing."""
+    reader = _Reader(-1, part.spans[0].offset, moved)
+    try:
+        return _segments(part, reader)
+    finally:
+        reader.close()
+
+
+def _segments(part: Part, writer: "_Writer") -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    for span in part.spans:
+        digest = writer.digest = xxhash.xxh3_128()
+        for extent in span.extents:
+            writer.put(extent)
+        segments.append(Segment(span.offset, span.length, span.label, digest.hexdigest()))
+    writer.flush()
+    return tuple(segments)
 
 
 @dataclass(slots=True)
@@ -171,6 +185,21 @@ class _Writer:
 
     def _name(self, source: int) -> Path:
         return next(path for path, descriptor in self.sources.items() if descriptor == source)
+
+
+class _Reader(_Writer):
+    """Passes the same bytes through the same digests."""
+
+    __slots__ = ()
+
+    def flush(self) -> None:
+        self.position += self.filled
+        self.moved(self.filled)
+        self.filled = 0
+
+    def close(self) -> None:
+        for source in self.sources.values():
+            os.close(source)
 
 
 def permuted(extent: Permuted) -> memoryview:

@@ -28,15 +28,15 @@ def part_bytes_for(total_bytes: int) -> int:
     return max(_LEAST_PART_BYTES, min(_MOST_PART_BYTES, total_bytes // _PARTS_AIMED_AT))
 
 
-def cut_parts(files: Iterable[TargetFile], part_bytes: int) -> tuple[Part, ...]:
+def cut_parts(files: Iterable[TargetFile], part_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> tuple[Part, ...]:
     """Every span of every file in exactly one part, in order."""
-    return tuple(part for file in files for part in _cut_file(file, part_bytes))
+    return tuple(part for file in files for part in _cut_file(file, part_bytes, segment_bytes))
 
 
-def _cut_file(file: TargetFile, part_bytes: int) -> Iterator[Part]:
+def _cut_file(file: TargetFile, part_bytes: int, segment_bytes: int) -> Iterator[Part]:
     spans: list[Span] = []
     filled = 0
-    for segment in (segment for span in file.spans for segment in split(span, SEGMENT_BYTES)):
+    for segment in (segment for span in file.spans for segment in split(span, segment_bytes)):
         spans.append(segment)
         filled += segment.length
         if filled >= part_bytes:

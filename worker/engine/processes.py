@@ -7,14 +7,14 @@ import selectors
 import signal
 import struct
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info, error_from_os
 from ..lifeline import die_with_parent
-from .copy import Segment, copy_part, sync_file
+from .copy import Segment, copy_part, digest_part, sync_file
 from .parts import Part
 from .throttle import IoLimit, Throttle
 
@@ -38,10 +38,47 @@ class _Child:
     """Read end of the pipe on which it answers."""
 
 
-def copy_parts(
-    parts: tuple[Part, ...], folder: Path, options: CopyOptions, report: Callable[[int], None]
+class Deed(Protocol):
+    """What is done with parts, in each process."""
+
+    def do(self, part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
+        """One part; `moved` hears of its bytes."""
+        ...
+
+    def end(self, files: Iterable[str]) -> None:
+        """After the last part: the files that this process had to do with."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Write parts into existing files under `folder`."""
+
+    folder: Path
+
+    def do(self, part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
+        return copy_part(part, self.folder / part.file, moved)
+
+    def end(self, files: Iterable[str]) -> None:
+        for file in files:
+            sync_file(self.folder / file)
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Read parts, and write nothing."""
+
+    def do(self, part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
+        return digest_part(part, moved)
+
+    def end(self, files: Iterable[str]) -> None:
+        pass
+
+
+def do_parts(
+    parts: tuple[Part, ...], deed: Deed, options: CopyOptions, report: Callable[[int], None]
 ) -> tuple[tuple[Segment, ...], ...]:
-    """Copy all parts into existing files under `folder`; answers the segments of each, in the order of `parts`.
+    """Do all parts; answers the segments of each, in the order of `parts`.
 
     `report` hears the bytes done so far several times a second. A failing process stops all; its error is raised.
     """
@@ -51,7 +88,7 @@ def copy_parts(
     children: list[_Child] = []
     try:
         for number in range(processes):
-            children.append(_fork(parts, folder, queue, _Counter(counters, number), options))  # noqa: PERF401  # a fork that fails must leave the others to be ended
+            children.append(_fork(parts, deed, queue, _Counter(counters, number), options))  # noqa: PERF401  # a fork that fails must leave the others to be ended
         answers = _collect(children, lambda: report(_total(counters)))
     finally:
         os.close(queue)
@@ -87,20 +124,20 @@ class _Counter:
         _COUNTER.pack_into(self.memory, self.number * _COUNTER.size, self.value)
 
 
-def _fork(parts: tuple[Part, ...], folder: Path, queue: int, counter: _Counter, options: CopyOptions) -> _Child:
+def _fork(parts: tuple[Part, ...], deed: Deed, queue: int, counter: _Counter, options: CopyOptions) -> _Child:
     reading, writing = os.pipe()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _live(parts, folder, queue, counter, options, parent, writing)
+        _live(parts, deed, queue, counter, options, parent, writing)
     os.close(writing)
     return _Child(pid, reading)
 
 
 def _live(
     parts: tuple[Part, ...],
-    folder: Path,
+    deed: Deed,
     queue: int,
     counter: _Counter,
     options: CopyOptions,
@@ -114,17 +151,17 @@ def _live(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         with os.fdopen(answers, "w") as out:
-            json.dump(_answer(parts, folder, queue, counter, options), out)
+            json.dump(_answer(parts, deed, queue, counter, options), out)
         code = 0
     finally:
         os._exit(code)
 
 
 def _answer(
-    parts: tuple[Part, ...], folder: Path, queue: int, counter: _Counter, options: CopyOptions
+    parts: tuple[Part, ...], deed: Deed, queue: int, counter: _Counter, options: CopyOptions
 ) -> dict[str, object]:
     try:
-        return {"segments": _copy_queued(parts, folder, queue, counter, options)}
+        return {"segments": _do_queued(parts, deed, queue, counter, options)}
     except FerryError as error:
         return {"error": error.info.model_dump()}
     except OSError as error:
@@ -133,10 +170,10 @@ def _answer(
         return {"error": _bug(error).info.model_dump()}
 
 
-def _copy_queued(
-    parts: tuple[Part, ...], folder: Path, queue: int, counter: _Counter, options: CopyOptions
+def _do_queued(
+    parts: tuple[Part, ...], deed: Deed, queue: int, counter: _Counter, options: CopyOptions
 ) -> dict[int, list[dict[str, object]]]:
-    """Take parts until none is left, then sync the files that this process wrote to."""
+    """Take parts until none is left, then end."""
     throttle = Throttle(options.limits)
 
     def moved(count: int) -> None:
@@ -146,10 +183,8 @@ def _copy_queued(
     segments: dict[int, list[dict[str, object]]] = {}
     while number := os.read(queue, _NUMBER.size):
         part: int = _NUMBER.unpack(number)[0]
-        copied = copy_part(parts[part], folder / parts[part].file, moved)
-        segments[part] = [asdict(segment) for segment in copied]
-    for file in {parts[part].file for part in segments}:
-        sync_file(folder / file)
+        segments[part] = [asdict(segment) for segment in deed.do(parts[part], moved)]
+    deed.end({parts[part].file for part in segments})
     return segments
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ..checkpoints.publish import StagedFolder
 from ..checkpoints.room import Room
 from ..jobs.locations import Locations
-from ..jobs.state import CheckpointResult, ConfigResult, Progress
+from ..jobs.state import CheckpointResult, ConfigResult, Progress, VerifyResult
 from ..mapping.model_config import ModelConfigs
 from .rules import GivenRules, Rules
 
@@ -35,7 +35,7 @@ class JobContext:
 class Answer:
     """The result of a job that leaves no files."""
 
-    result: ConfigResult
+    result: ConfigResult | VerifyResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

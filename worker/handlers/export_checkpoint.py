@@ -15,6 +15,7 @@ from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import ExportSpec, replaces
 from ..mapping.bindings import Model
+from ..mapping.blocks import Plan
 from ..mapping.plan import plan_export
 from ..mapping.written_config import read_written
 from .config import read_model
@@ -45,12 +46,8 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     if not replaces(spec):
         refuse_existing(target)
     refuse_inside(source, target)
-    folder = iteration_folder(source)
-    hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)
-    described = _describe(hf_config, (source, folder.parent))
-    weights = TorchDistFolder.open(folder)
-    plan = plan_export(described.model, weights.tensors)
-    refuse_nonzero(plan.must_be_zero, weights)
+    opened = open_checkpoint(source, None if spec.hf_config is None else locations.resolve_source(spec.hf_config))
+    described, weights, plan = opened.described, opened.weights, opened.plan
     items = items_of(plan, weights)
     files = lay_out_shards(items, spec.max_shard_bytes)
     read = {block.source.name for task in plan.tasks for block in task.blocks}
@@ -67,6 +64,25 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
         carried=described.carried,
         sources=identities(weights.files_of(read)),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A Megatron checkpoint and the HF tensors that it comes to."""
+
+    described: _Described
+    weights: TorchDistFolder
+    plan: Plan
+
+
+def open_checkpoint(source: Path, hf_config: Path | None) -> Opened:
+    """Read configs and the index. BadInputError where anything is not understood, or has no place in HF's format."""
+    folder = iteration_folder(source)
+    described = _describe(hf_config, (source, folder.parent))
+    weights = TorchDistFolder.open(folder)
+    plan = plan_export(described.model, weights.tensors)
+    refuse_nonzero(plan.must_be_zero, weights)
+    return Opened(described=described, weights=weights, plan=plan)
 
 
 def _describe(hf_config: Path | None, places: tuple[Path, ...]) -> _Described:

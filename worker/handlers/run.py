@@ -6,8 +6,8 @@ from typing import assert_never
 from ..engine.processes import CopyOptions
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations
-from ..jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec
-from . import config, export_checkpoint, import_checkpoint
+from ..jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, VerifySpec
+from . import config, export_checkpoint, import_checkpoint, verify
 from .context import Answer, JobContext, Prepared
 from .conversion import describe
 
@@ -26,6 +26,8 @@ def _run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
             return import_checkpoint.run(spec, context)
         case ExportSpec():
             return export_checkpoint.run(spec, context)
+        case VerifySpec():
+            return verify.run(spec, context)
         case _:
             assert_never(spec)
 
@@ -33,13 +35,13 @@ def _run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
 def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str, object]:
     """What the job would do, as JSON; writes nothing."""
     match spec:
-        case ConfigSpec():
+        case ConfigSpec() | VerifySpec():
             raise BadInputError(
                 "bad_request",
-                "a plan for a config job",
-                found="a job that moves no bytes",
+                f"a plan for a {spec.kind} job",
+                found="a job that writes nothing",
                 expected="import or export",
-                next_step="Run it; it answers at once.",
+                next_step="Run it; it leaves nothing behind.",
             )
         case ImportSpec():
             return describe(import_checkpoint.prepare(spec, locations), options)

@@ -20,6 +20,7 @@ ErrorCode = Literal[
     "missing_tensor",
     "bad_tensor",
     "source_changed",
+    "not_verified",
     # conflict: something else holds the name
     "target_exists",
     "target_reserved",

@@ -50,8 +50,19 @@ class ExportSpec(_Spec):
     on_exists: OnExists = "error"
 
 
-JobSpec = Annotated[ConfigSpec | ImportSpec | ExportSpec, Field(discriminator="kind")]
-JobKind = Literal["config", "import", "export"]
+class VerifySpec(_Spec):
+    """Check a folder against its manifest, or compare the tensors of two checkpoints, of any formats."""
+
+    kind: Literal["verify"] = "verify"
+    source: Location
+    against: Location | None = None
+    """Another checkpoint; None: the manifest in `source`."""
+    hf_config: Location | None = None
+    """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
+
+
+JobSpec = Annotated[ConfigSpec | ImportSpec | ExportSpec | VerifySpec, Field(discriminator="kind")]
+JobKind = Literal["config", "import", "export", "verify"]
 
 Label = Annotated[str, StringConstraints(max_length=200)]
 JobId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -82,7 +93,7 @@ class JobRequest(BaseModel):
 def target_of(spec: JobSpec) -> str | None:
     """The location that the job will create, if it creates one."""
     match spec:
-        case ConfigSpec():
+        case ConfigSpec() | VerifySpec():
             return None
         case ImportSpec() | ExportSpec():
             return spec.target
@@ -91,7 +102,7 @@ def target_of(spec: JobSpec) -> str | None:
 def replaces(spec: JobSpec) -> bool:
     """Whether the job may put its output where something stands."""
     match spec:
-        case ConfigSpec():
+        case ConfigSpec() | VerifySpec():
             return False
         case ImportSpec() | ExportSpec():
             return spec.on_exists == "replace"

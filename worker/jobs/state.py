@@ -33,7 +33,7 @@ class _Frozen(BaseModel):
 class Progress(_Frozen):
     """How far an attempt has come; bytes of tensor data."""
 
-    phase: Literal["planning", "copying", "finalizing"] = "planning"
+    phase: Literal["planning", "copying", "reading", "finalizing"] = "planning"
     done_bytes: int = 0
     total_bytes: int = 0
 
@@ -64,7 +64,18 @@ class CheckpointResult(_Frozen):
     timings: Timings
 
 
-Result = Annotated[ConfigResult | CheckpointResult, Field(discriminator="kind")]
+class VerifyResult(_Frozen):
+    """All that was read is as it should be."""
+
+    kind: Literal["verify"] = "verify"
+    files: int
+    tensors: int
+    bytes: int
+    """Read, of both sides where two were compared."""
+    seconds: float
+
+
+Result = Annotated[ConfigResult | CheckpointResult | VerifyResult, Field(discriminator="kind")]
 
 
 class Queued(_Frozen):
