@@ -12,9 +12,9 @@ from ..client import Client
 from .progress import Show, showing
 
 
-def run_remote(client: Client, spec: JobSpec, asks: Mapping[str, Any]) -> Result:
+def run_remote(client: Client, spec: JobSpec, asks: Mapping[str, Any] | None = None) -> Result:
     """Submit and wait. Ctrl-C leaves the job running, and says how to find it."""
-    job = client.submit(spec, **asks)
+    job = client.submit(spec, **(asks or {}))
     try:
         with showing(spec.kind) as show:
             return result_of(client.wait(job.id, lambda seen: _show(seen, show)))

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .asks import Ask
 from .kinds import reference
@@ -59,6 +60,9 @@ def _unknown_jobs(evidence: Evidence) -> Iterator[str]:
         yield f"{job_id} is a job that nobody was told of: {evidence.records[job_id]['request']['spec']}"
 
 
+_APART = ("target", "timings", "seconds")
+
+
 def _wrong_with(evidence: Evidence, job_id: str, ask: Ask, record: Record) -> Iterator[str]:
     state = state_of(record)
     if state not in ask.may_end:
@@ -71,7 +75,7 @@ def _wrong_with(evidence: Evidence, job_id: str, ask: Ask, record: Record) -> It
     yield from _wrong_attempts(evidence, job_id, ask, record)
     if ask.kind.writes:
         yield from _wrong_output(evidence, ask, record)
-    elif state == "succeeded" and record["state"] != evidence.references[ask.kind.name]["state"]:
+    elif state == "succeeded" and _same(record) != _same(evidence.references[ask.kind.name]):
         yield "answered something else than undisturbed"
 
 
@@ -111,16 +115,18 @@ def _wrong_output(evidence: Evidence, ask: Ask, record: Record) -> Iterator[str]
 
 def _wrong_result(evidence: Evidence, folder: Path, ask: Ask, record: Record) -> Iterator[str]:
     manifest, result = read_manifest(folder), record["state"]["result"]
+    reference = evidence.references[ask.kind.name]
     if manifest["job"] != record["id"]:
         yield f"its target is {manifest['job']}'s"
     if manifest["result"] != result:
         yield f"its result {result} is not its manifest's {manifest['result']}"
-    undisturbed = evidence.references[ask.kind.name]["state"]["result"]
-    apart = {"target", "timings"}
-    if {key: result[key] for key in result.keys() - apart} != {
-        key: undisturbed[key] for key in undisturbed.keys() - apart
-    }:
-        yield f"its result {result} is not that of the undisturbed {undisturbed}"
+    if _same(record) != _same(reference):
+        yield f"its result {result} is not that of the undisturbed {reference['state']['result']}"
+
+
+def _same(record: Record) -> dict[str, Any]:
+    """Of a result, what every run of its kind has."""
+    return {name: value for name, value in record["state"]["result"].items() if name not in _APART}
 
 
 def _end(record: Record) -> str:

@@ -42,6 +42,13 @@ KINDS: tuple[Kind, ...] = (
         share=4,
         spec={"kind": "export", "source": "data:reference-import-large", "max_shard_bytes": 2_000_000},
     ),
+    Kind(name="verify", share=2, spec={"kind": "verify", "source": "data:reference-import-large"}, writes=False),
+    Kind(
+        name="verify-formats",
+        share=2,
+        spec={"kind": "verify", "source": "data:large", "against": "data:reference-import-large"},
+        writes=False,
+    ),
 )
 
 BAD: tuple[Bad, ...] = (
@@ -63,6 +70,13 @@ BAD: tuple[Bad, ...] = (
         share=2,
         spec={"kind": "import", "source": "data:missing-tensor"},
         code="missing_tensor",
+    ),
+    Bad(
+        name="verify-another",
+        share=1,
+        spec={"kind": "verify", "source": "data:small", "against": "data:reference-import-large"},
+        writes=False,
+        code="not_verified",
     ),
 )
 

@@ -16,8 +16,8 @@ from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import StagedFolder, stage, sync_directory
 from ..checkpoints.room import Room, room_at
 from ..engine.convert import Written, plan_digest, total_bytes, write_tensors
-from ..engine.copy import BUFFER_BYTES
-from ..engine.digests import FileDigest, digest_of
+from ..engine.copy import BUFFER_BYTES, Segment
+from ..engine.digests import FileDigest, digest_of, file_digest
 from ..engine.parts import cut_parts, part_bytes_for
 from ..engine.processes import CopyOptions
 from ..jobs.errors import BadInputError, TransientError
@@ -191,8 +191,7 @@ def _write_small_files(folder: Path, conversion: Conversion, late: dict[str, byt
     digests: dict[str, FileDigest] = {}
     for name, data in {**carried, **conversion.small_files, **late}.items():
         write_synced(folder / name, data)
-        digest = digest_of(data)
-        digests[name] = FileDigest(bytes=len(data), digest=digest, segments=((len(data), digest),))
+        digests[name] = file_digest([Segment(0, len(data), None, digest_of(data))])
     return digests
 
 

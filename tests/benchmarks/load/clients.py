@@ -11,7 +11,7 @@ from typing import Any
 
 from redis import Redis
 
-Send = Callable[[], None]
+Send = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
