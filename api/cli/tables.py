@@ -76,6 +76,11 @@ def _rows(job: Job) -> Iterable[tuple[str, str]]:
     yield "state", _state(job)
     for name, value in job.request.spec.model_dump(exclude_none=True).items():
         yield name, str(value)
+    asked = job.request.model_dump(mode="json", exclude={"spec", "labels", "depends_on"}, exclude_defaults=True)
+    for name, value in asked.items():
+        yield name.replace("_", " "), str(value)
+    if job.request.depends_on:
+        yield "depends on", ", ".join(job.request.depends_on)
     for name, value in job.request.labels.items():
         yield f"label {name}", value
     yield "attempts", str(job.attempts)

@@ -167,6 +167,9 @@ def test_what_a_job_asks_for_reaches_the_server(ferry: Ferry, store: MemoryStore
     request = store.get(second).request
     assert (request.priority, request.gpus, request.memory_bytes) == ("high", 2, 2 * 2**30)
     assert (request.timeout_seconds, request.depends_on) == (60, (first,))
+    shown = dict(line.split(maxsplit=1) for line in ferry("show", second).communicate()[0].splitlines())
+    assert shown["gpus"].strip() == "2"
+    assert shown["priority"].strip() == "high"
 
 
 @pytest.mark.parametrize(
