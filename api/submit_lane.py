@@ -39,7 +39,7 @@ class SubmitLane:
 
     async def __call__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         messages = await _body(receive)
-        request = _read(b"".join(message.get("body", b"") for message in messages))
+        request = _read(messages)
         if request is None:
             return await app(scope, _again(messages, receive), send)
         return await (await self._answered(request, _key(scope)))(scope, receive, send)
@@ -90,8 +90,10 @@ async def _body(receive: Receive) -> list[Message]:
             return messages
 
 
-def _read(body: bytes) -> JobRequest | None:
-    if len(body) > MAX_BODY_BYTES:
+def _read(messages: list[Message]) -> JobRequest | None:
+    """None for what is not plain: too long, not to the end, or no JobRequest."""
+    body = b"".join(message.get("body", b"") for message in messages)
+    if len(body) > MAX_BODY_BYTES or messages[-1]["type"] != "http.request":
         return None
     try:
         return JobRequest.model_validate_json(body)

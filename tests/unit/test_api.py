@@ -1,12 +1,16 @@
 """The HTTP API over an in-memory store: what it accepts, what it answers, how it says no."""
 
+import asyncio
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
 from api.app import create_app
 from api.body_limit import MAX_BODY_BYTES
@@ -15,7 +19,7 @@ from worker.jobs.errors import UnavailableError
 from worker.jobs.memory_store import MemoryStore
 from worker.jobs.slots import WorkerSlot
 from worker.jobs.state import Progress
-from worker.jobs.store import Stopped
+from worker.jobs.store import JobFilter, Stopped
 
 PROBLEM = "application/problem+json"
 
@@ -348,3 +352,26 @@ def test_openapi_examples_are_requests_that_the_api_reads(http: TestClient) -> N
     assert examples.keys() == {"import", "export", "config", "verify"}
     for example in examples.values():
         assert http.post("/v1/jobs", json=example["value"]).json()["code"] == "bad_location"  # no root `here`
+
+
+def test_a_request_whose_client_goes_away_in_its_middle_is_no_job(tmp_path: Path, store: MemoryStore) -> None:
+    """Even where what came is whole JSON."""
+    (tmp_path / "llama").mkdir()
+    app = create_app(ApiSettings(broker_url="redis://unused", roots={"data": tmp_path}), store)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"9999")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"", "headers": headers}
+    came = json.dumps({"spec": {"kind": "config", "source": "data:llama"}}).encode()
+    messages = iter([{"type": "http.request", "body": came, "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    with suppress(Exception):  # the framework's word for a client that is gone
+        asyncio.run(app(scope, receive, send))
+
+    assert store.list(JobFilter()).jobs == ()
+    assert not any(message.get("status") == 202 for message in sent)
