@@ -7,11 +7,18 @@ from typing import Any, Literal
 
 from .kinds import BAD, KINDS, Bad, Kind, spec_of
 
-Treatment = Literal["plain", "twice", "rival", "cancelled", "bad"]
-# To come with the API: "retried" (POST /v1/jobs/{id}/retry), "dependent" (depends_on), "replacing" (on_exists).
+Treatment = Literal["plain", "twice", "rival", "cancelled", "retried", "dependent", "bad"]
 # Each is an entry here, a function in submitting.py and, where it ends otherwise, a case in `Ask.may_end`.
 
-_SHARES: dict[Treatment, int] = {"plain": 70, "twice": 7, "rival": 7, "cancelled": 10, "bad": 6}
+_SHARES: dict[Treatment, int] = {
+    "plain": 60,
+    "twice": 7,
+    "rival": 7,
+    "cancelled": 8,
+    "retried": 6,
+    "dependent": 6,
+    "bad": 6,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +47,7 @@ class Ask:
                 return frozenset({"failed"})
             case "cancelled":
                 return frozenset({"cancelled", "succeeded"})
-            case "plain" | "twice" | "rival":
+            case "plain" | "twice" | "rival" | "retried" | "dependent":
                 return frozenset({"succeeded"})
 
     @property

@@ -73,6 +73,7 @@ def _wrong_with(evidence: Evidence, job_id: str, ask: Ask, record: Record) -> It
     if seen is not None and state_of(seen) in TERMINAL and seen != record:
         yield f"changed after its end: from {seen['state']} to {record['state']}"
     yield from _wrong_attempts(evidence, job_id, ask, record)
+    yield from _wrong_order(evidence, job_id)
     if ask.kind.writes:
         yield from _wrong_output(evidence, ask, record)
     elif state == "succeeded" and _same(record) != _same(evidence.references[ask.kind.name]):
@@ -94,6 +95,16 @@ def _wrong_attempts(evidence: Evidence, job_id: str, ask: Ask, record: Record) -
             yield f"ended more than once, or not at all; {_history(evidence, job_id)}"
         if names["claimed"] != record["attempts"]:
             yield f"{record['attempts']} attempts, {names['claimed']} claims; {_history(evidence, job_id)}"
+
+
+def _wrong_order(evidence: Evidence, job_id: str) -> Iterator[str]:
+    first = evidence.ledger.after.get(job_id)
+    if first is None:
+        return
+    ended = [event["at"] for event in evidence.counts[first].events or () if event["event"] == "succeeded"]
+    claimed = [event["at"] for event in evidence.counts[job_id].events or () if event["event"] == "claimed"]
+    if ended and claimed and claimed[0] < ended[0]:
+        yield f"started {ended[0] - claimed[0]} ms before {first} had succeeded, which it depends on"
 
 
 def _wrong_output(evidence: Evidence, ask: Ask, record: Record) -> Iterator[str]:

@@ -21,6 +21,10 @@ class Ledger:
     """Codes after which a job was seen waiting for its next attempt."""
     cancelled: set[str] = field(default_factory=set[str])
     """Jobs whose cancel the API took."""
+    reopened: dict[str, str] = field(default_factory=dict[str, str])
+    """When a job that had ended was queued again: what was seen of it before counts no more."""
+    after: dict[str, str] = field(default_factory=dict[str, str])
+    """The job that each dependent one waits for."""
     requests: Counter[str] = field(default_factory=Counter[str])
     violations: list[str] = field(default_factory=list[str])
 
@@ -32,7 +36,14 @@ class Ledger:
     def violation(self, text: str) -> None:
         self.violations.append(text)
 
+    def reopen(self, record: Record) -> None:
+        """It was queued again after its end."""
+        self.reopened[record["id"]] = record["updated_at"]
+        self.seen[record["id"]] = record
+
     def see(self, record: Record) -> None:
+        if record["updated_at"] < self.reopened.get(record["id"], ""):
+            return
         self.seen[record["id"]] = record
         last_error = record["state"].get("last_error")
         if last_error is not None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -15,6 +16,7 @@ from worker.jobs.state import Job
 
 from .asks import Ask, Treatment
 from .ledger import Ledger
+from .look import state_of
 from .stack import until
 
 SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
@@ -52,11 +54,12 @@ class Clients:
         except Exception as error:
             self.ledger.violation(f"client of {ask.target} ({ask.kind.name}): {type(error).__name__}: {error}")
 
-    def submit(self, ask: Ask, key: str | None = None) -> Job:
+    def submit(self, ask: Ask, key: str | None = None, **more: Any) -> Job:
         """Until the API accepts or refuses it; always under the same key."""
         spec = SPEC.validate_python(ask.spec)
         key = key or f"key-{ask.number}"
-        job = self._patiently(lambda: self._client().submit(spec, idempotency_key=key, **ask.kind.options))
+        options = {**ask.kind.options, **more}
+        job = self._patiently(lambda: self._client().submit(spec, idempotency_key=key, **options))
         self.ledger.requests["accepted"] += 1
         self.ledger.accept(job.id, ask)
         return job
@@ -65,6 +68,9 @@ class Clients:
         job = self._patiently(lambda: self._client().cancel(job_id))
         self.ledger.cancelled.add(job_id)
         return job
+
+    def retry(self, job_id: str) -> Job:
+        return self._patiently(lambda: self._client().retry(job_id))
 
     def conflict(self, do: Callable[[], Job]) -> ConflictError | None:
         """The 409 that was answered, None where none was."""
@@ -131,10 +137,37 @@ def _cancelled(clients: Clients, ask: Ask) -> None:
     clients.cancel(job.id)
 
 
+def _retried(clients: Clients, ask: Ask) -> None:
+    """Cancelled somewhere on its way, and queued again; one that had succeeded by then stays as it is."""
+    job = clients.submit(ask)
+    time.sleep(ask.patience * _LONGEST_WAIT_SECONDS)
+    clients.cancel(job.id)
+    until(lambda: clients.ledger.ended(job.id), seconds=_PATIENCE_SECONDS)
+    if state_of(clients.ledger.seen[job.id]) == "cancelled":
+        clients.ledger.reopen(clients.retry(job.id).model_dump(mode="json"))
+    else:
+        refused = clients.conflict(lambda: clients.retry(job.id))
+        if refused is None or refused.info.code != "not_retryable":
+            clients.ledger.violation(f"a retry of {job.id}, which has succeeded: {refused or 'accepted'}")
+
+
+def _dependent(clients: Clients, ask: Ask) -> None:
+    """After another job that will succeed, or has."""
+    plain = [job_id for job_id, other in list(clients.ledger.accepted.items()) if other.treatment == "plain"]
+    if not plain:
+        clients.submit(ask)
+        return
+    first = plain[-1 - int(ask.patience * min(len(plain), 5))]
+    job = clients.submit(ask, depends_on=(first,))
+    clients.ledger.after[job.id] = first
+
+
 _TREATMENTS: Mapping[Treatment, Callable[[Clients, Ask], None]] = {
     "plain": _plain,
     "bad": _plain,
     "twice": _twice,
     "rival": _rival,
     "cancelled": _cancelled,
+    "retried": _retried,
+    "dependent": _dependent,
 }
