@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from .operations import Operation
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -74,7 +76,60 @@ class Permuted:
         return prod(self.shape) * self.item_bytes
 
 
-Extent = Run | Weave | Zeros | Literal | Permuted
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """What a computation reads: `row_bytes` bytes for each `rows_each` rows of its result, or several rows' for one."""
+
+    extents: tuple["Extent", ...]
+    row_bytes: int
+    rows_each: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """`rows` rows of `row_bytes`, from row `first`, of what an operation makes of its (whole) operands.
+
+    It is made some rows at a time: memory does not grow with it.
+    """
+
+    operation: Operation
+    operands: tuple[Operand, ...]
+    first: int
+    rows: int
+    row_bytes: int
+
+    @property
+    def length(self) -> int:
+        return self.rows * self.row_bytes
+
+
+Extent = Run | Weave | Zeros | Literal | Permuted | Computed
+
+
+def is_computed(extent: Extent) -> bool:
+    """Whether arithmetic has a part in it."""
+    match extent:
+        case Computed():
+            return True
+        case Permuted(extents=extents):
+            return any(map(is_computed, extents))
+        case _:
+            return False
+
+
+def paths_of(extent: Extent) -> frozenset[Path]:
+    """The files that it is read from."""
+    match extent:
+        case Run(path=path):
+            return frozenset((path,))
+        case Weave(strands=strands):
+            return frozenset(strand.path for strand in strands)
+        case Permuted(extents=extents):
+            return frozenset[Path]().union(*map(paths_of, extents))
+        case Computed(operands=operands):
+            return frozenset[Path]().union(*(paths_of(inner) for operand in operands for inner in operand.extents))
+        case Zeros() | Literal():
+            return frozenset()
 
 
 def flat_index(index: tuple[int, ...], axes: tuple[int, ...]) -> int:

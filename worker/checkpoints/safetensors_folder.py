@@ -31,6 +31,7 @@ class SafetensorsFolder:
     """The tensors of a folder, by name. No tensor data is read."""
 
     places: Mapping[str, _Place]
+    tensors: Mapping[str, StoredTensor]
 
     @classmethod
     def open(cls, folder: Path) -> "SafetensorsFolder":
@@ -45,20 +46,16 @@ class SafetensorsFolder:
                 places[name] = place
         if weight_map is not None:
             _check_index(folder, weight_map, places)
-        return cls(places)
-
-    @property
-    def tensors(self) -> dict[str, StoredTensor]:
-        return {name: place.tensor for name, place in self.places.items()}
+        return cls(places, {name: place.tensor for name, place in places.items()})
 
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
         """The files in which these tensors lie."""
         return tuple(sorted({self.places[name].path for name in names}))
 
-    def whole(self, name: str) -> Run:
+    def whole(self, name: str) -> tuple[Run]:
         """All bytes of a tensor."""
         place = self.places[name]
-        return Run(place.path, place.offset, place.tensor.nbytes)
+        return (Run(place.path, place.offset, place.tensor.nbytes),)
 
     def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The bytes of `rows` rows of a tensor, or of slice `index` of it; one run, since they are contiguous."""

@@ -19,6 +19,10 @@ class Source(Protocol):
         """The bytes of `rows` rows of a tensor, or of slice `index` of a stack, in order."""
         ...
 
+    def whole(self, name: str) -> tuple[Extent, ...]:
+        """All bytes of a tensor, in order."""
+        ...
+
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
         """The files that are read for these tensors."""
         ...

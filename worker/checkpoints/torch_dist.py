@@ -82,6 +82,11 @@ class TorchDistFolder:
             file.seek(stored.offset)
             return read_object(file.read(stored.length))
 
+    def whole(self, name: str) -> tuple[Extent, ...]:
+        """All bytes of a tensor, in order."""
+        shape = self.tensors[name].shape
+        return self.rows(name, (), 0, shape[0] if shape else 1)
+
     def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The bytes of `rows` rows of a tensor, or of slice `index` of a stack, however its chunks are cut."""
         lead = len(index)

@@ -12,10 +12,13 @@ from ..checkpoints.extents import Extent, Item, Permuted, TargetFile, Zeros
 from ..checkpoints.source import Source
 from ..jobs.errors import BadInputError
 from ..mapping.blocks import Block, Plan, Task
-from .copy import Segment, read_extent, same_bytes
+from .computed import merged
+from .copy import Segment
 from .digests import FileDigest, digest_of, file_digest, tensor_digests
-from .parts import cut_parts, part_bytes_for
+from .part_queue import ListedParts, Segments
+from .parts import Part, cut_parts, part_bytes_for
 from .processes import Copy, CopyOptions, Digest, do_parts
+from .reading import read_extent, same_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +59,9 @@ def write_tensors(
     for file in files:
         _make(folder / file.path, file.size)
     parts = cut_parts(files, part_bytes_for(total_bytes(files)))
-    segments: defaultdict[str, list[Segment]] = defaultdict(list)
-    for part, copied in zip(parts, do_parts(parts, Copy(folder), options, report), strict=True):
-        segments[part.file] += copied
+    queue = ListedParts(range(len(parts)))
+    do_parts(parts, queue, Copy(folder), options, report)
+    segments = _by_file(parts, queue.finished)
     return Written(
         files={path: file_digest(of_file) for path, of_file in segments.items()},
         tensors=tensor_digests(segments),
@@ -71,9 +74,15 @@ def read_segments(
 ) -> dict[str, tuple[Segment, ...]]:
     """The digests of all spans, by file, in order; nothing is written. Spans longer than `segment_bytes` are cut."""
     parts = cut_parts(files, part_bytes_for(total_bytes(files)), segment_bytes)
+    queue = ListedParts(range(len(parts)))
+    do_parts(parts, queue, Digest(), options, report)
+    return _by_file(parts, queue.finished)
+
+
+def _by_file(parts: tuple[Part, ...], done: Mapping[int, Segments]) -> dict[str, Segments]:
     segments: defaultdict[str, list[Segment]] = defaultdict(list)
-    for part, read in zip(parts, do_parts(parts, Digest(), options, report), strict=True):
-        segments[part.file] += read
+    for number, part in enumerate(parts):
+        segments[part.file] += done[number]
     return {file: tuple(sorted(found, key=lambda segment: segment.offset)) for file, found in segments.items()}
 
 
@@ -94,7 +103,7 @@ def refuse_nonzero(blocks: Iterable[Block], source: Source) -> None:
 def refuse_unequal(pairs: Iterable[tuple[str, str]], source: Source) -> None:
     """BadInputError where a tensor that is left out as a copy differs from what it is a copy of."""
     for name, of in pairs:
-        extents = [source.rows(tensor, (), 0, source.tensors[tensor].shape[0]) for tensor in (name, of)]
+        extents = [source.whole(tensor) for tensor in (name, of)]
         kinds = [(source.tensors[tensor].dtype, source.tensors[tensor].shape) for tensor in (name, of)]
         if kinds[0] != kinds[1] or not same_bytes(*extents):
             raise BadInputError(
@@ -124,7 +133,7 @@ def _extents(task: Task, source: Source) -> tuple[Extent, ...]:
     if task.permutation is None:
         return extents
     item_bytes = BY_SAFETENSORS[task.dtype].item_bytes
-    return (Permuted(extents, task.permutation.shape, task.permutation.axes, item_bytes),)
+    return (merged(Permuted(extents, task.permutation.shape, task.permutation.axes, item_bytes)),)
 
 
 def _make(path: Path, size: int) -> None:

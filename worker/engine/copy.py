@@ -3,19 +3,19 @@
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from ..checkpoints.extents import Extent, Literal, Permuted, Run, Strand, Weave, Zeros
-from ..jobs.errors import BadInputError
+from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Strand, Weave, Zeros
 from .parts import Part
+from .reading import BUFFER_BYTES, SourceFiles, cut_short
 
-BUFFER_BYTES = 2**20
-"""Small and reused: larger or fresh buffers pay for page faults."""
+if TYPE_CHECKING:
+    from .arithmetic import Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,13 @@ class Segment:
     digest: str
 
 
-def copy_part(part: Part, file: Path, moved: Callable[[int], None]) -> tuple[Segment, ...]:
-    """Write the part into its existing file and start its way to the disk; `moved` hears of every buffer of bytes."""
+def copy_part(part: Part, file: Path, moved: Callable[[int], None], sources: SourceFiles) -> tuple[Segment, ...]:
+    """Write the part into its existing file and start its way to the disk; `moved` hears of every buffer of bytes.
+
+    It hears of it after the buffer was read and before it is written: what it raises keeps the bytes from the file.
+    """
     descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW)
-    writer = _Writer(descriptor, part.spans[0].offset, moved)
+    writer = _Writer(descriptor, part.spans[0].offset, moved, sources)
     try:
         segments = _segments(part, writer)
         _start_writeback(descriptor, part)
@@ -40,9 +43,9 @@ def copy_part(part: Part, file: Path, moved: Callable[[int], None]) -> tuple[Seg
         writer.close()
 
 
-def digest_part(part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
+def digest_part(part: Part, moved: Callable[[int], None], sources: SourceFiles) -> tuple[Segment, ...]:
     """Read the part and write nothing."""
-    reader = _Reader(-1, part.spans[0].offset, moved)
+    reader = _Reader(-1, part.spans[0].offset, moved, sources)
     try:
         return _segments(part, reader)
     finally:
@@ -66,16 +69,16 @@ class _Writer:
     position: int
     """Where the buffer's first byte belongs."""
     moved: Callable[[int], None]
+    sources: SourceFiles
     digest: "xxhash.xxh3_128" = field(default_factory=xxhash.xxh3_128)
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER_BYTES)))
     scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER_BYTES)))
     filled: int = 0
-    sources: dict[Path, int] = field(default_factory=dict[Path, int])
 
     def put(self, extent: Extent) -> None:
         match extent:
             case Run(path, offset, length):
-                self._run(self._source(path), offset, length)
+                self._run(path, offset, length)
             case Weave():
                 self._weave(extent)
             case Zeros(length):
@@ -83,26 +86,25 @@ class _Writer:
             case Literal(data):
                 self._bytes(memoryview(data))
             case Permuted():
-                self._bytes(permuted(extent))
+                self._large(self.sources.permuted(extent))
+            case Computed():
+                for piece in self.sources.computed(extent):
+                    self._large(piece)
 
     def flush(self) -> None:
         """Write what the buffer holds."""
-        done = 0
-        while done < self.filled:
-            done += os.pwrite(self.descriptor, self.buffer[done : self.filled], self.position + done)
-        self.position += self.filled
-        self.moved(self.filled)
+        self._write(self.buffer[: self.filled])
         self.filled = 0
 
     def close(self) -> None:
-        for source in self.sources.values():
-            os.close(source)
         os.close(self.descriptor)
 
-    def _source(self, path: Path) -> int:
-        if path not in self.sources:
-            self.sources[path] = os.open(path, os.O_RDONLY)
-        return self.sources[path]
+    def _write(self, data: memoryview) -> None:
+        self.moved(len(data))
+        while data:
+            written = os.pwrite(self.descriptor, data, self.position)
+            self.position += written
+            data = data[written:]
 
     def _room(self, wanted: int) -> memoryview:
         """A free stretch of the buffer, as long as wanted where that fits."""
@@ -114,23 +116,24 @@ class _Writer:
         self.digest.update(room)
         self.filled += len(room)
 
-    def _run(self, source: int, offset: int, length: int) -> None:
+    def _run(self, path: Path, offset: int, length: int) -> None:
+        source = self.sources.open(path)
         # Past its end a file reads like a hole: a source cut short must not become zeros.
         if os.fstat(source).st_size < offset + length:
-            raise _cut_short(self._name(source), offset + length)
+            raise cut_short(path, offset + length)
         for start, size, is_data in _regions(source, offset, length):
             if is_data:
-                self._read(source, start, size)
+                self._read(path, source, start, size)
             else:
                 self._hole(size)
 
-    def _read(self, source: int, offset: int, length: int) -> None:
+    def _read(self, path: Path, source: int, offset: int, length: int) -> None:
         end = offset + length
         while offset < end:
             room = self._room(end - offset)
             got = os.preadv(source, [room], offset)
             if got == 0:
-                raise _cut_short(self._name(source), end)
+                raise cut_short(path, end)
             self._took(room[:got])
             offset += got
 
@@ -141,6 +144,16 @@ class _Writer:
             self.digest.update(_ZEROS[: min(BUFFER_BYTES, length - start)])
             self.moved(min(BUFFER_BYTES, length - start))
         self.position += length
+
+    def _large(self, data: "Bytes") -> None:
+        """Not by way of the buffer, unless little."""
+        view = memoryview(data)
+        if len(view) < BUFFER_BYTES // 4:
+            self._bytes(view)
+        else:
+            self.flush()
+            self.digest.update(view)
+            self._write(view)
 
     def _bytes(self, data: memoryview) -> None:
         while data:
@@ -157,7 +170,7 @@ class _Writer:
             strands = tuple(strand.after(first) for strand in weave.strands)
             if rows == 0:
                 for strand in strands:
-                    self._read(self._source(strand.path), strand.offset, strand.row_bytes)
+                    self._read(strand.path, self.sources.open(strand.path), strand.offset, strand.row_bytes)
             else:
                 self._woven_rows(strands, min(rows, weave.rows - first), row_bytes)
 
@@ -171,20 +184,10 @@ class _Writer:
         column = 0
         for strand in strands:
             cut = self.scratch[: rows * strand.row_bytes]
-            self._read_whole(self._source(strand.path), cut, strand.offset)
+            self.sources.fill(strand.path, cut, strand.offset)
             woven[:, column : column + strand.row_bytes] = np.frombuffer(cut, np.uint8).reshape(rows, -1)
             column += strand.row_bytes
         self._took(room)
-
-    def _read_whole(self, source: int, room: memoryview, offset: int) -> None:
-        while room:
-            got = os.preadv(source, [room], offset)
-            if got == 0:
-                raise _cut_short(self._name(source), offset + len(room))
-            room, offset = room[got:], offset + got
-
-    def _name(self, source: int) -> Path:
-        return next(path for path, descriptor in self.sources.items() if descriptor == source)
 
 
 class _Reader(_Writer):
@@ -192,67 +195,12 @@ class _Reader(_Writer):
 
     __slots__ = ()
 
-    def flush(self) -> None:
-        self.position += self.filled
-        self.moved(self.filled)
-        self.filled = 0
+    def _write(self, data: memoryview) -> None:
+        self.moved(len(data))
+        self.position += len(data)
 
     def close(self) -> None:
-        for source in self.sources.values():
-            os.close(source)
-
-
-def permuted(extent: Permuted) -> memoryview:
-    """The bytes of a permuted extent; of one row of the result after the other."""
-    import numpy as np
-
-    elements = np.frombuffer(b"".join(map(read_extent, extent.extents)), np.dtype(f"V{extent.item_bytes}"))
-    ordered = np.ascontiguousarray(elements.reshape(extent.shape).transpose(extent.axes))
-    return memoryview(ordered.view(np.uint8).reshape(-1))
-
-
-def read_extent(extent: Extent) -> bytes:
-    """All bytes of an extent: for small ones."""
-    match extent:
-        case Run(path, offset, length):
-            return _pread(path, offset, length)
-        case Weave(rows, strands):
-            cuts = [_pread(strand.path, strand.offset, rows * strand.row_bytes) for strand in strands]
-            widths = [strand.row_bytes for strand in strands]
-            return b"".join(
-                cut[row * width : (row + 1) * width]
-                for row in range(rows)
-                for cut, width in zip(cuts, widths, strict=True)
-            )
-        case Zeros(length):
-            return bytes(length)
-        case Literal(data):
-            return data
-        case Permuted():
-            return bytes(permuted(extent))
-
-
-def same_bytes(one: Iterable[Extent], other: Iterable[Extent]) -> bool:
-    """Whether two lists of extents hold the same bytes; read a buffer at a time."""
-    return all(a == b for a, b in zip_longest(_buffers(one), _buffers(other)))
-
-
-def _buffers(extents: Iterable[Extent]) -> Iterator[bytes]:
-    for extent in extents:
-        if isinstance(extent, Run):
-            for start in range(0, extent.length, BUFFER_BYTES):
-                yield _pread(extent.path, extent.offset + start, min(BUFFER_BYTES, extent.length - start))
-        else:
-            yield read_extent(extent)
-
-
-def _pread(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(length)
-    if len(data) < length:
-        raise _cut_short(path, offset + length)
-    return data
+        pass
 
 
 def sync_file(path: Path) -> None:
@@ -303,13 +251,3 @@ def _seek(source: int, offset: int, whence: int, end: int) -> int:
         if error.errno == errno.ENXIO:  # no data after offset
             return end
         raise
-
-
-def _cut_short(path: Path, end: int) -> BadInputError:
-    return BadInputError(
-        "source_changed",
-        f"source file {path}",
-        found="its end before the bytes that its header promised",
-        expected=f"at least {end} bytes, as when the job was planned",
-        next_step="Something changed it while it was read. Wait until it is complete, then submit the job again.",
-    )

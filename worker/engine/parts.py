@@ -1,9 +1,10 @@
 """Parts: a plan's files cut into stretches of about equal size, each written by one process."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..checkpoints.extents import Extent, Literal, Permuted, Run, Span, TargetFile, Weave, Zeros
+from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Span, TargetFile, Weave, Zeros
+from ..checkpoints.operations import band_rows
 
 SEGMENT_BYTES = 256 * 2**20
 """A tensor longer than this has one digest per segment, so that several processes can share it."""
@@ -83,6 +84,21 @@ def _cut(extent: Extent, at: int) -> tuple[Extent, Extent | None]:
             return _cut_weave(extent, at)
         case Permuted():
             return extent, None
+        case Computed():
+            return _cut_computed(extent, at)
+
+
+def _cut_computed(extent: Computed, at: int) -> tuple[Extent, Extent | None]:
+    """After the first row, or band of rows that belong together, which reaches `at`."""
+    band = band_rows(extent.operation)
+    rows = -(-at // extent.row_bytes)
+    rows = -(-(extent.first + rows) // band) * band - extent.first
+    if rows >= extent.rows:
+        return extent, None
+    return (
+        replace(extent, rows=rows),
+        replace(extent, first=extent.first + rows, rows=extent.rows - rows),
+    )
 
 
 def _cut_weave(weave: Weave, at: int) -> tuple[Extent, Extent | None]:

@@ -1,21 +1,25 @@
-"""Copy processes: forked, each taking the next part until none is left; their progress shared, their end watched."""
+"""Copy processes: forked, each given part after part; their progress shared, their end watched."""
 
 import json
 import mmap
 import os
 import selectors
 import signal
+import socket
 import struct
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info, error_from_os
 from ..lifeline import die_with_parent
 from .copy import Segment, copy_part, digest_part, sync_file
+from .part_queue import PartQueue
 from .parts import Part
+from .permit import Permit
+from .reading import SourceFiles
 from .throttle import IoLimit, Throttle
 
 _NUMBER = struct.Struct("<I")
@@ -25,23 +29,20 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyOptions:
-    """How many processes copy, and the limits that they keep together."""
+    """How many processes copy, where they compute, and the limits that they keep together."""
 
     processes: int = 1
     limits: tuple[IoLimit, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Child:
-    pid: int
-    results: int
-    """Read end of the pipe on which it answers."""
+    gpu: bool = False
+    """Arithmetic is done on the GPU that CUDA shows."""
+    permit: Permit | None = None
+    """Nothing is written when it is over."""
 
 
 class Deed(Protocol):
     """What is done with parts, in each process."""
 
-    def do(self, part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
+    def do(self, part: Part, moved: Callable[[int], None], sources: SourceFiles) -> tuple[Segment, ...]:
         """One part; `moved` hears of its bytes."""
         ...
 
@@ -55,56 +56,53 @@ class Copy:
     """Write parts into existing files under `folder`."""
 
     folder: Path
+    sync_parts: bool = False
+    """Each part is on the disk before it counts as done; else all are at the end."""
 
-    def do(self, part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
-        return copy_part(part, self.folder / part.file, moved)
+    def do(self, part: Part, moved: Callable[[int], None], sources: SourceFiles) -> tuple[Segment, ...]:
+        segments = copy_part(part, self.folder / part.file, moved, sources)
+        if self.sync_parts:
+            sync_file(self.folder / part.file)
+        return segments
 
     def end(self, files: Iterable[str]) -> None:
-        for file in files:
-            sync_file(self.folder / file)
+        if not self.sync_parts:
+            for file in files:
+                sync_file(self.folder / file)
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
     """Read parts, and write nothing."""
 
-    def do(self, part: Part, moved: Callable[[int], None]) -> tuple[Segment, ...]:
-        return digest_part(part, moved)
+    def do(self, part: Part, moved: Callable[[int], None], sources: SourceFiles) -> tuple[Segment, ...]:
+        return digest_part(part, moved, sources)
 
     def end(self, files: Iterable[str]) -> None:
         pass
 
 
 def do_parts(
-    parts: tuple[Part, ...], deed: Deed, options: CopyOptions, report: Callable[[int], None]
-) -> tuple[tuple[Segment, ...], ...]:
-    """Do all parts; answers the segments of each, in the order of `parts`.
+    parts: tuple[Part, ...], queue: PartQueue, deed: Deed, options: CopyOptions, report: Callable[[int], None]
+) -> None:
+    """Do the parts that `queue` gives, until it is over.
 
     `report` hears the bytes done so far several times a second. A failing process stops all; its error is raised.
     """
     processes = max(1, min(options.processes, len(parts)))
     counters = mmap.mmap(-1, _COUNTER.size * processes)
-    queue = _part_queue(len(parts))
-    children: list[_Child] = []
+    crew = _Crew(queue)
     try:
         for number in range(processes):
-            children.append(_fork(parts, deed, queue, _Counter(counters, number), options))  # noqa: PERF401  # a fork that fails must leave the others to be ended
-        answers = _collect(children, lambda: report(_total(counters)))
+            crew.children.append(
+                _fork(parts, deed, _Counter(counters, number), options)
+            )  # a fork that fails must leave the others to be ended
+        crew.work(lambda: report(_total(counters)))
     finally:
-        os.close(queue)
-        for child in children:
-            _end(child)
+        for child in crew.children:
+            child.end()
     report(_total(counters))
     counters.close()
-    return tuple(answers[number] for number in range(len(parts)))
-
-
-def _part_queue(count: int) -> int:
-    """A file of part numbers; forked processes share its offset, so each number is read once."""
-    descriptor = os.memfd_create("parts")
-    os.write(descriptor, b"".join(_NUMBER.pack(number) for number in range(count)))
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _total(counters: mmap.mmap) -> int:
@@ -124,25 +122,94 @@ class _Counter:
         _COUNTER.pack_into(self.memory, self.number * _COUNTER.size, self.value)
 
 
-def _fork(parts: tuple[Part, ...], deed: Deed, queue: int, counter: _Counter, options: CopyOptions) -> _Child:
-    reading, writing = os.pipe()
+@dataclass(slots=True, eq=False)
+class _Child:
+    """A copy process, seen from its parent."""
+
+    pid: int
+    line: socket.socket
+    busy: bool = False
+    text: bytearray = field(default_factory=bytearray)
+
+    def give(self, number: int) -> None:
+        self.line.sendall(_NUMBER.pack(number))
+        self.busy = True
+
+    def answers(self) -> list[dict[str, Any]]:
+        """What it said; TransientError where it ended without its last word."""
+        piece = self.line.recv(2**18)
+        if not piece:
+            raise _lost(self)
+        self.text += piece
+        *lines, rest = bytes(self.text).split(b"\n")
+        self.text = bytearray(rest)
+        return [json.loads(line) for line in lines]
+
+    def end(self) -> None:
+        self.line.close()
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+@dataclass(slots=True)
+class _Crew:
+    """Gives parts to whoever is free, and hears what became of them."""
+
+    queue: PartQueue
+    children: list[_Child] = field(default_factory=list[_Child])
+
+    def work(self, report: Callable[[], None]) -> None:
+        with selectors.DefaultSelector() as selector:
+            for child in self.children:
+                selector.register(child.line, selectors.EVENT_READ, child)
+            while not self._finished():
+                self._listen(selector, report)
+            for child in self.children:
+                child.line.shutdown(socket.SHUT_WR)
+                child.busy = True
+            while any(child.busy for child in self.children):
+                self._listen(selector, report)
+
+    def _finished(self) -> bool:
+        for child in self.children:
+            if not child.busy and (number := self.queue.take()) is not None:
+                child.give(number)
+        return not any(child.busy for child in self.children) and self.queue.over()
+
+    def _listen(self, selector: selectors.BaseSelector, report: Callable[[], None]) -> None:
+        for key, _ in selector.select(_POLL_SECONDS):
+            child: _Child = key.data
+            for answer in child.answers():
+                self._heard(answer)
+                child.busy = False
+                if "end" in answer:
+                    selector.unregister(child.line)
+        report()
+        self.queue.tend()
+
+    def _heard(self, answer: dict[str, Any]) -> None:
+        if "error" in answer:
+            raise error_from_info(ErrorInfo.model_validate(answer["error"]))
+        if "part" in answer:
+            self.queue.done(answer["part"], tuple(Segment(**row) for row in answer["segments"]))
+
+
+def _fork(parts: tuple[Part, ...], deed: Deed, counter: _Counter, options: CopyOptions) -> _Child:
+    ours, theirs = socket.socketpair()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        os.close(reading)
-        _live(parts, deed, queue, counter, options, parent, writing)
-    os.close(writing)
-    return _Child(pid, reading)
+        ours.close()
+        _live(parts, deed, counter, options, parent, theirs)
+    theirs.close()
+    return _Child(pid, ours)
 
 
 def _live(
-    parts: tuple[Part, ...],
-    deed: Deed,
-    queue: int,
-    counter: _Counter,
-    options: CopyOptions,
-    parent: int,
-    answers: int,
+    parts: tuple[Part, ...], deed: Deed, counter: _Counter, options: CopyOptions, parent: int, line: socket.socket
 ) -> NoReturn:
     """A copy process from its first to its last moment. It must not outlive its parent, nor return into its code."""
     code = 1
@@ -150,18 +217,22 @@ def _live(
         die_with_parent(parent)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        with os.fdopen(answers, "w") as out:
-            json.dump(_answer(parts, deed, queue, counter, options), out)
+        _tell(line, _last_word(parts, deed, counter, options, line))
         code = 0
     finally:
         os._exit(code)
 
 
-def _answer(
-    parts: tuple[Part, ...], deed: Deed, queue: int, counter: _Counter, options: CopyOptions
+def _tell(line: socket.socket, answer: dict[str, Any]) -> None:
+    line.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _last_word(
+    parts: tuple[Part, ...], deed: Deed, counter: _Counter, options: CopyOptions, line: socket.socket
 ) -> dict[str, object]:
     try:
-        return {"segments": _do_queued(parts, deed, queue, counter, options)}
+        _do_given(parts, deed, counter, options, line)
+        return {"end": True}
     except FerryError as error:
         return {"error": error.info.model_dump()}
     except OSError as error:
@@ -170,58 +241,36 @@ def _answer(
         return {"error": _bug(error).info.model_dump()}
 
 
-def _do_queued(
-    parts: tuple[Part, ...], deed: Deed, queue: int, counter: _Counter, options: CopyOptions
-) -> dict[int, list[dict[str, object]]]:
-    """Take parts until none is left, then end."""
+def _do_given(
+    parts: tuple[Part, ...], deed: Deed, counter: _Counter, options: CopyOptions, line: socket.socket
+) -> None:
+    """One part after the other, then what belongs to the end."""
     throttle = Throttle(options.limits)
 
     def moved(count: int) -> None:
         counter.add(count)
         throttle.wait(count)
+        if options.permit:
+            options.permit.check()
 
-    segments: dict[int, list[dict[str, object]]] = {}
-    while number := os.read(queue, _NUMBER.size):
-        part: int = _NUMBER.unpack(number)[0]
-        segments[part] = [asdict(segment) for segment in deed.do(parts[part], moved)]
-    deed.end({parts[part].file for part in segments})
-    return segments
-
-
-def _collect(children: list[_Child], report: Callable[[], None]) -> dict[int, tuple[Segment, ...]]:
-    """Every child's answer; raises the first error that comes in."""
-    answers: dict[int, tuple[Segment, ...]] = {}
-    texts: dict[int, bytearray] = {child.results: bytearray() for child in children}
-    with selectors.DefaultSelector() as selector:
-        for child in children:
-            selector.register(child.results, selectors.EVENT_READ, child)
-        while selector.get_map():
-            for key, _ in selector.select(_POLL_SECONDS):
-                piece = os.read(key.fd, 2**16)
-                texts[key.fd] += piece
-                if not piece:
-                    selector.unregister(key.fd)
-                    answers |= _read_answer(key.data, bytes(texts[key.fd]))
-            report()
-    return answers
+    sources = _sources(options)
+    files: set[str] = set()
+    while asked := line.recv(_NUMBER.size, socket.MSG_WAITALL):
+        number: int = _NUMBER.unpack(asked)[0]
+        part = parts[number]
+        files.add(part.file)
+        segments = deed.do(part, moved, sources)
+        _tell(line, {"part": number, "segments": [asdict(segment) for segment in segments]})
+    deed.end(sorted(files))
 
 
-def _read_answer(child: _Child, text: bytes) -> dict[int, tuple[Segment, ...]]:
-    if not text:
-        raise _lost(child)
-    answer: dict[str, Any] = json.loads(text)
-    if "error" in answer:
-        raise error_from_info(ErrorInfo.model_validate(answer["error"]))
-    return {int(part): tuple(Segment(**row) for row in rows) for part, rows in answer["segments"].items()}
+def _sources(options: CopyOptions) -> SourceFiles:
+    if not options.gpu:
+        return SourceFiles()
+    from .computed import GPU_PIECE_BYTES
+    from .gpu_arithmetic import on_gpu
 
-
-def _end(child: _Child) -> None:
-    os.close(child.results)
-    try:
-        os.kill(child.pid, signal.SIGKILL)
-        os.waitpid(child.pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass
+    return SourceFiles(on_gpu, GPU_PIECE_BYTES)
 
 
 def _lost(child: _Child) -> TransientError:

@@ -172,7 +172,7 @@ def _hf_side(place: Path, *, mapped: bool) -> _Side:
             stack=(),
             dtype=tensor.dtype,
             shape=tensor.shape,
-            extents=(weights.whole(name),),
+            extents=weights.whole(name),
         )
         for name, tensor in weights.tensors.items()
     }

@@ -1,0 +1,98 @@
+"""Computed extents made some rows at a time: their operands' bytes read, the operation done, the result handed out."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+from ..checkpoints.extents import Computed, Extent, Operand, Permuted
+from ..checkpoints.operations import band_rows
+
+if TYPE_CHECKING:
+    from .arithmetic import Arithmetic, Bytes
+
+PIECE_BYTES = 2**20
+"""Of a result; small enough for a core's own cache, together with what it is made of."""
+GPU_PIECE_BYTES = 64 * 2**20
+"""Large enough that a transfer's start does not count."""
+
+Read = Callable[[Extent, int, int], "Bytes"]
+"""`length` bytes of an extent, from byte `offset` of it."""
+
+
+def pieces(extent: Computed, read: Read, arithmetic: "Arithmetic", piece_bytes: int) -> Iterator["Bytes"]:
+    """The extent's bytes, in order."""
+    band = band_rows(extent.operation)
+    rows_each = max(1, piece_bytes // max(extent.row_bytes, 1) // band) * band
+    end = extent.first + extent.rows
+    first = extent.first
+    while first < end:
+        # Bands begin where the tensor's do, wherever this extent was cut from it.
+        until = min(end, (first // band) * band + rows_each)
+        operands = tuple(_operand(operand, first, until - first, read) for operand in extent.operands)
+        yield arithmetic(extent.operation, operands, first, until - first)
+        first = until
+
+
+def _operand(operand: Operand, first: int, rows: int, read: Read) -> "Bytes":
+    start = first // operand.rows_each * operand.row_bytes
+    end = -(-(first + rows) // operand.rows_each) * operand.row_bytes
+    return _range(operand.extents, start, min(end, sum(extent.length for extent in operand.extents)), read)
+
+
+def _range(extents: tuple[Extent, ...], start: int, end: int, read: Read) -> "Bytes":
+    import numpy as np
+
+    found: list[Bytes] = []
+    for extent in extents:
+        low, high = max(start, 0), min(end, extent.length)
+        if low < high:
+            found.append(read(extent, low, high - low))
+        start, end = start - extent.length, end - extent.length
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+@cache
+def on_cpu() -> "Arithmetic":
+    """numpy's; imported by whoever computes."""
+    from .arithmetic import compute
+
+    return compute
+
+
+def merged(outer: Permuted) -> Permuted:
+    """A permutation of a permuted extent, as one, where the outer reads the inner's axes whole or in pieces."""
+    if len(outer.extents) != 1 or not isinstance(inner := outer.extents[0], Permuted):
+        return outer
+    groups = _split_axes(tuple(inner.shape[axis] for axis in inner.axes), outer.shape)
+    if groups is None:
+        return outer
+    shape, order = _refined(inner, groups)
+    return Permuted(inner.extents, shape, tuple(order[axis] for axis in outer.axes), outer.item_bytes)
+
+
+def _split_axes(shape: tuple[int, ...], finer: tuple[int, ...]) -> list[tuple[int, ...]] | None:
+    """`finer`'s axes, grouped by the axis of `shape` that they take apart; None where they go across."""
+    groups: list[tuple[int, ...]] = []
+    rest = list(finer)
+    for size in shape:
+        group: list[int] = []
+        product = 1
+        while rest and product < size:
+            group.append(rest.pop(0))
+            product *= group[-1]
+        if product != size:
+            return None
+        groups.append(tuple(group) or (1,))
+    return None if rest or any(group == (1,) for group in groups) else groups
+
+
+def _refined(inner: Permuted, groups: list[tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The inner's stored shape in finer axes, and for each finer axis of its result the stored one."""
+    by_axis = {axis: groups[place] for place, axis in enumerate(inner.axes)}
+    starts: dict[int, int] = {}
+    shape: list[int] = []
+    for axis in range(len(inner.shape)):
+        starts[axis] = len(shape)
+        shape += by_axis[axis]
+    order = tuple(starts[axis] + place for axis in inner.axes for place in range(len(by_axis[axis])))
+    return tuple(shape), order

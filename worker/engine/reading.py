@@ -1,0 +1,147 @@
+"""Extents read into memory: whole ones where they are small, stretches of long ones."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Weave, Zeros
+from ..jobs.errors import BadInputError
+from .computed import PIECE_BYTES, on_cpu, pieces
+
+if TYPE_CHECKING:
+    from .arithmetic import Arithmetic, Bytes
+
+BUFFER_BYTES = 2**20
+"""Small and reused: larger or fresh buffers pay for page faults."""
+
+_MOST_OPEN = 256
+"""A checkpoint of many ranks has thousands of files, and a process may open 1,024."""
+
+
+@dataclass(slots=True)
+class SourceFiles:
+    """Files that are read, opened once."""
+
+    arithmetic: "Callable[[], Arithmetic]" = on_cpu
+    piece_bytes: int = PIECE_BYTES
+    _descriptors: dict[Path, int] = field(default_factory=dict[Path, int])
+    _last: "tuple[Extent, Bytes] | None" = None
+    """The last extent that had to be made whole, for whoever reads it stretch by stretch."""
+
+    def open(self, path: Path) -> int:
+        """Its descriptor."""
+        if path not in self._descriptors:
+            if len(self._descriptors) == _MOST_OPEN:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            self._descriptors[path] = os.open(path, os.O_RDONLY)
+        return self._descriptors[path]
+
+    def close(self) -> None:
+        """Close them all."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def fill(self, path: Path, room: "memoryview | Bytes", offset: int) -> None:
+        """Read as many bytes as `room` takes. BadInputError where the file ends before."""
+        descriptor, view = self.open(path), memoryview(room)
+        while view:
+            got = os.preadv(descriptor, [view], offset)
+            if got == 0:
+                raise cut_short(path, offset + len(view))
+            view, offset = view[got:], offset + got
+
+    def computed(self, extent: Computed) -> "Iterator[Bytes]":
+        """Its bytes, some rows at a time."""
+        return pieces(extent, self.stretch, self.arithmetic(), self.piece_bytes)
+
+    def whole(self, extent: Extent) -> "Bytes":
+        """All bytes of an extent."""
+        return self.stretch(extent, 0, extent.length)
+
+    def stretch(self, extent: Extent, start: int, length: int) -> "Bytes":
+        """`length` bytes of an extent from its byte `start`."""
+        import numpy as np  # 0.1 s to import; only weaves, permutations and arithmetic need it
+
+        match extent:
+            case Run(path, offset, _):
+                data = np.empty(length, np.uint8)
+                self.fill(path, data, offset + start)
+                return data
+            case Zeros():
+                return np.zeros(length, np.uint8)
+            case Literal(data=text):
+                return np.frombuffer(text, np.uint8)[start : start + length]
+            case Weave():
+                return self._weave(extent, start, length)
+            case Permuted() | Computed():
+                return self._made(extent)[start : start + length]
+
+    def permuted(self, extent: Permuted) -> "Bytes":
+        """Of one row of the result after the other."""
+        import numpy as np
+
+        read = [self.whole(inner) for inner in extent.extents]
+        elements = (read[0] if len(read) == 1 else np.concatenate(read)).view(np.dtype(f"V{extent.item_bytes}"))
+        ordered = np.ascontiguousarray(elements.reshape(extent.shape).transpose(extent.axes))
+        return ordered.reshape(-1).view(np.uint8)
+
+    def _made(self, extent: Permuted | Computed) -> "Bytes":
+        import numpy as np
+
+        if self._last is None or self._last[0] is not extent:
+            made = self.permuted(extent) if isinstance(extent, Permuted) else np.concatenate([*self.computed(extent)])
+            self._last = extent, made
+        return self._last[1]
+
+    def _weave(self, weave: Weave, start: int, length: int) -> "Bytes":
+        import numpy as np
+
+        row_bytes = weave.length // weave.rows
+        first, end = start // row_bytes, -(-(start + length) // row_bytes)
+        woven = np.empty((end - first, row_bytes), np.uint8)
+        column = 0
+        for strand in weave.strands:
+            cut = np.empty((end - first, strand.row_bytes), np.uint8)
+            self.fill(strand.path, cut.reshape(-1), strand.after(first).offset)
+            woven[:, column : column + strand.row_bytes] = cut
+            column += strand.row_bytes
+        return woven.reshape(-1)[start - first * row_bytes :][:length]
+
+
+def read_extent(extent: Extent) -> bytes:
+    """All bytes of an extent: for small ones."""
+    files = SourceFiles()
+    try:
+        return files.whole(extent).tobytes()
+    finally:
+        files.close()
+
+
+def same_bytes(one: Iterable[Extent], other: Iterable[Extent]) -> bool:
+    """Whether two lists of extents, cut alike, hold the same bytes; read a buffer at a time."""
+    files = SourceFiles()
+    try:
+        return all(a == b for a, b in zip_longest(_buffers(one, files), _buffers(other, files)))
+    finally:
+        files.close()
+
+
+def _buffers(extents: Iterable[Extent], files: SourceFiles) -> Iterator[bytes]:
+    for extent in extents:
+        for start in range(0, extent.length, BUFFER_BYTES):
+            yield files.stretch(extent, start, min(BUFFER_BYTES, extent.length - start)).tobytes()
+
+
+def cut_short(path: Path, end: int) -> BadInputError:
+    """A source that ends too early."""
+    return BadInputError(
+        "source_changed",
+        f"source file {path}",
+        found="its end before the bytes that its header promised",
+        expected=f"at least {end} bytes, as when the job was planned",
+        next_step="Something changed it while it was read. Wait until it is complete, then submit the job again.",
+    )
