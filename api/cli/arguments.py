@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from worker.jobs.spec import DType
+
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A path, or root:path as the server names it.")]
 Target = Annotated[str, typer.Argument(metavar="DST", help="Where the output will appear.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Put the output in the place of what stands at DST.")]
@@ -55,3 +57,8 @@ Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="To find it again.", rich_help_panel=_ASK)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Dtype = Annotated[DType | None, typer.Option("--dtype", help="Cast the tensors, each rounded once.")]
+PartBytes = Annotated[
+    str | None,
+    typer.Option("--part-bytes", metavar="SIZE", help="About so much is written, retried and resumed as one part."),
+]

@@ -9,19 +9,21 @@ from typing import Annotated, Any, assert_never
 import typer
 
 from worker.jobs.sizes import parse_size
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists, VerifySpec
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists, Quantization, VerifySpec
 from worker.jobs.state import CheckpointResult, ConfigResult, Result, VerifyResult
 
 from ..settings import server_url
 from .arguments import (
     After,
     AsJson,
+    Dtype,
     Gpus,
     Jobs,
     Labels,
     Local,
     Memory,
     NoWait,
+    PartBytes,
     Plan,
     Rate,
     Replace,
@@ -61,6 +63,11 @@ def import_(
     iteration: Annotated[
         int | None, typer.Option(min=0, help="Write iter_0000000 of this number instead of release.")
     ] = None,
+    dtype: Dtype = None,
+    vocab_padding: Annotated[
+        int | None, typer.Option(min=1, help="Pad the vocabulary with zeros for this tensor-parallel size.")
+    ] = None,
+    part_bytes: PartBytes = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -78,7 +85,13 @@ def import_(
     """Hugging Face folder -> Megatron-Core torch_dist checkpoint."""
     with reading_arguments():
         spec = ImportSpec(
-            source=as_sent(source), target=as_sent(target), iteration=iteration, on_exists=_on_exists(replace)
+            source=as_sent(source),
+            target=as_sent(target),
+            iteration=iteration,
+            dtype=dtype,
+            vocab_padding=vocab_padding,
+            part_bytes=_size(part_bytes) if part_bytes else None,
+            on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
     _convert(spec, _place(server, local=local, jobs=jobs, rate=rate, asks=asks), plan=plan, no_wait=no_wait)
@@ -95,6 +108,11 @@ def export(
     max_shard_bytes: Annotated[
         str, typer.Option(metavar="SIZE", help="The most that one file holds, like 500MB.")
     ] = "5GB",
+    dtype: Dtype = None,
+    quantize: Annotated[
+        Quantization | None, typer.Option(help="Linear layers in fp8 with a scale for each 128 x 128 block.")
+    ] = None,
+    part_bytes: PartBytes = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -116,6 +134,9 @@ def export(
             target=as_sent(target),
             hf_config=as_sent(hf_config) if hf_config else None,
             max_shard_bytes=_size(max_shard_bytes),
+            dtype=dtype,
+            quantize=quantize,
+            part_bytes=_size(part_bytes) if part_bytes else None,
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)

@@ -175,9 +175,7 @@ def _scale(weights: SafetensorsFolder, name: str, scale: str, shape: tuple[int, 
     return scale
 
 
-def _expect(
-    weights: SafetensorsFolder, name: str, scale: str, dtypes: tuple[str, ...], shape: tuple[int, ...]
-) -> None:
+def _expect(weights: SafetensorsFolder, name: str, scale: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
     found = weights.tensors.get(scale)
     if found is None:
         raise BadInputError(

@@ -174,7 +174,7 @@ def _mxfp4(codes: Bytes, exponents: Bytes, dtype: str) -> Bytes:
     values = np.empty((len(pairs), 16, 2), np.float32)
     values[:, :, 0] = _E2M1[pairs & 15]
     values[:, :, 1] = _E2M1[pairs >> 4]
-    powers = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)
+    powers = np.where(exponents == 0, np.float32(2.0**-127), (exponents.astype(np.uint32) << 23).view(np.float32))
     return narrowed(values.reshape(-1, 32) * powers[:, None], dtype)
 
 

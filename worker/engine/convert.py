@@ -122,17 +122,18 @@ def plan_digest(plan: Plan, files: Iterable[TargetFile]) -> str:
 
 
 def _extents(task: Task, source: Source) -> tuple[Extent, ...]:
-    nbytes = prod(task.shape) * BY_SAFETENSORS[task.dtype].item_bytes
+    item_bytes = BY_SAFETENSORS[task.dtype].item_bytes
     if not task.blocks:
-        return (Zeros(nbytes),)
+        return (Zeros(prod(task.shape) * item_bytes),)
     extents = tuple(
         extent
         for block in task.blocks
         for extent in source.rows(block.source.name, block.source.index, block.start, block.rows)
     )
+    if task.padding_rows:
+        return (*extents, Zeros(task.padding_rows * prod(task.shape[1:]) * item_bytes))
     if task.permutation is None:
         return extents
-    item_bytes = BY_SAFETENSORS[task.dtype].item_bytes
     return (merged(Permuted(extents, task.permutation.shape, task.permutation.axes, item_bytes)),)
 
 

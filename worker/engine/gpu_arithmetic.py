@@ -101,7 +101,7 @@ def _mxfp4(codes: torch.Tensor, exponents: torch.Tensor, dtype: str) -> torch.Te
     table = torch.tensor(_E2M1, device=codes.device)
     pairs = codes.reshape(-1, 16)
     values = torch.stack((table[(pairs & 15).int()], table[(pairs >> 4).int()]), dim=-1).reshape(-1, 32)
-    powers = torch.ldexp(torch.ones((), device=codes.device), exponents.int() - 127)
+    powers = torch.where(exponents == 0, 2.0**-127, (exponents.int() << 23).view(torch.float32))
     return _narrowed(values * powers[:, None], dtype)
 
 

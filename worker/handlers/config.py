@@ -21,7 +21,15 @@ def run(spec: ConfigSpec, context: JobContext) -> Answer:
 
 def read_model(source: Path) -> Model:
     """An HF folder's (or config.json's) model, mapped. BadInputError on any field that is not understood."""
-    origin = str(source if source.is_file() else source / "config.json")
-    hf = Record(read_config(source), origin)
+    return model_of(read_record(source))
+
+
+def read_record(source: Path) -> Record:
+    """An HF folder's (or config.json's) config as it stands."""
+    return Record(read_config(source), str(source if source.is_file() else source / "config.json"))
+
+
+def model_of(hf: Record) -> Model:
+    """The config's model, mapped. BadInputError on any field that is not understood."""
     family = family_of(hf)
     return Model(family=family, hf=hf, mcore=family.to_mcore(hf))

@@ -7,7 +7,6 @@ from pathlib import Path
 from ..checkpoints.hf_folder import CONFIG, side_files
 from ..checkpoints.identity import identities
 from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
-from ..checkpoints.safetensors_folder import SafetensorsFolder
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
 from ..engine.convert import items_of, refuse_unequal
 from ..engine.parts import part_bytes_for
@@ -18,9 +17,10 @@ from ..mapping.bindings import Model, bindings
 from ..mapping.extra_states import extra_states
 from ..mapping.family import megatron_values
 from ..mapping.plan import plan_import
-from .config import read_model
+from ..mapping.vocabulary import padded_size
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
+from .hf_source import open_hf
 
 MODEL_CONFIG = "model_config.json"
 _HF = "hf"
@@ -49,9 +49,10 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     refuse_inside(source, target)
     if not source.is_dir():
         raise _no_folder(source)
-    model = read_model(source)
-    weights = SafetensorsFolder.open(source)
-    plan = plan_import(model, weights.tensors)
+    opened = open_hf(source, spec.dtype)
+    model, weights = opened.model, opened.weights
+    padded = None if spec.vocab_padding is None else padded_size(model.mcore, spec.vocab_padding)
+    plan = plan_import(model, weights.tensors, padded)
     refuse_unequal(plan.must_be_equal, weights)
     items = items_of(plan, weights)
     folder = iteration_name(spec.iteration)
@@ -59,6 +60,11 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     objects = lay_out_objects(_objects(model, spec.iteration), folder)
     index = index_files(items, files, objects)
     read = {block.source.name for task in plan.tasks for block in task.blocks}
+    carried = {f"{_HF}/{name}": path for name, path in side_files(source).items()}
+    small = {f"{folder}/{name}": data for name, data in index.items()}
+    if opened.config_json is not None:
+        del carried[f"{_HF}/{CONFIG}"]
+        small[f"{_HF}/{CONFIG}"] = opened.config_json
     return Conversion(
         kind="import",
         source=source,
@@ -67,11 +73,8 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
         plan=plan,
         items=items,
         files=(*files, objects),
-        small_files={
-            **{f"{folder}/{name}": data for name, data in index.items()},
-            TRACKER: tracker_text(spec.iteration).encode(),
-        },
-        carried={f"{_HF}/{name}": path for name, path in side_files(source).items()},
+        small_files={**small, TRACKER: tracker_text(spec.iteration).encode()},
+        carried=carried,
         sources=identities((source / CONFIG, *weights.files_of(read))),
     )
 

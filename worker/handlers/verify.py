@@ -11,7 +11,7 @@ from ..checkpoints.extents import Item, Run, Span, TargetFile
 from ..checkpoints.hf_folder import CONFIG, read_json_object
 from ..checkpoints.identity import FileIdentity, identities, refuse_changed
 from ..checkpoints.publish import MANIFEST
-from ..checkpoints.safetensors_folder import SafetensorsFolder, whole_tensors
+from ..checkpoints.safetensors_folder import whole_tensors
 from ..engine.convert import items_of, read_segments, refuse_unequal
 from ..engine.copy import Segment
 from ..engine.processes import CopyOptions
@@ -19,9 +19,9 @@ from ..jobs.errors import BadInputError
 from ..jobs.spec import VerifySpec
 from ..jobs.state import Progress, VerifyResult
 from ..mapping.plan import plan_import
-from .config import read_model
 from .context import Answer, JobContext
 from .export_checkpoint import open_checkpoint
+from .hf_source import open_hf, open_tensors
 
 _NAMED = 3
 """Of many differences, so many are named."""
@@ -159,10 +159,10 @@ def _side(place: Path, hf_config: Path | None, *, mapped: bool) -> _Side:
 
 
 def _hf_side(place: Path, *, mapped: bool) -> _Side:
-    weights = SafetensorsFolder.open(place)
+    weights = open_tensors(place)
     left_out: frozenset[str] = frozenset()
     if mapped:
-        plan = plan_import(read_model(place), weights.tensors)
+        plan = plan_import(open_hf(place).model, weights.tensors)
         refuse_unequal(plan.must_be_equal, weights)
         left_out = frozenset(left.name for left in plan.dropped)
     items = {

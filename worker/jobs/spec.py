@@ -10,6 +10,8 @@ Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, patte
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
+LEAST_PART_BYTES = 2**20
+"""Of `part_bytes`: about so much is written, retried and resumed as one part; None: chosen by the size of the whole."""
 
 
 class _Spec(BaseModel):
@@ -18,6 +20,14 @@ class _Spec(BaseModel):
 
 OnExists = Literal["error", "replace"]
 """What a job does where its target exists: refuse, or put its output there by one atomic exchange."""
+
+
+DType = Literal["bf16", "fp16", "fp32"]
+"""What tensors are cast to; each is rounded once. None: as they are stored, quantized ones as the config says."""
+
+
+Quantization = Literal["fp8"]
+"""Linear layers in e4m3 with a scale for each 128 x 128 block, as DeepSeek-V3's; all other tensors as they are."""
 
 
 class ConfigSpec(_Spec):
@@ -35,6 +45,10 @@ class ImportSpec(_Spec):
     target: Location
     iteration: int | None = Field(default=None, ge=0, le=10**12)
     """None writes `release/`; a number writes `iter_0000000`-style and that number in the tracker file."""
+    dtype: DType | None = None
+    vocab_padding: int | None = Field(default=None, ge=1, le=4096)
+    """The tensor-parallel size for which the vocabulary is written padded, with zeros; None: as it is."""
+    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
     on_exists: OnExists = "error"
 
 
@@ -47,6 +61,9 @@ class ExportSpec(_Spec):
     hf_config: Location | None = None
     """A folder with config.json (and tokenizer) for a checkpoint that has no `hf/` beside it."""
     max_shard_bytes: int = Field(default=DEFAULT_MAX_SHARD_BYTES, gt=0)
+    dtype: DType | None = None
+    quantize: Quantization | None = None
+    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
     on_exists: OnExists = "error"
 
 

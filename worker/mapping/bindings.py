@@ -11,6 +11,7 @@ from .blocks import Address, Permutation
 from .family import Family
 from .layer_sets import one_stack
 from .layouts import Permuted, RowBlock, Sizes, sized
+from .precision import HELD_IN_FP32
 from .record import Record
 from .rules import Drop, Fill, HFTensor, Rule
 
@@ -84,6 +85,12 @@ def copies(model: Model) -> dict[str, str]:
         if copy.when(model.hf)
         for hf_layer, _ in copy.layers(model.mcore)
     }
+
+
+def held_in_fp32(model: Model) -> frozenset[str]:
+    """HF's and Megatron's names of the tensors that no cast touches."""
+    held = [binding for binding in bindings(model) if binding.target.name.endswith(HELD_IN_FP32)]
+    return frozenset(name for b in held for name in (b.target.name, *(part.source.name for part in b.parts)))
 
 
 def _pattern(drop: Drop) -> re.Pattern[str]:

@@ -64,6 +64,8 @@ class Task:
     blocks: tuple[Block, ...]
     permutation: Permutation | None = None
     """What becomes of the rows of `blocks`, taken together, where they are not copied as they are."""
+    padding_rows: int = 0
+    """Rows of zeros after those; counted in `shape`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,11 @@ _NO_MODEL_STATE = re.compile(r"(^|\.)(optimizer|opt_param_scheduler|rng_state|re
 """Tensors that a trainer saves beside the model's."""
 
 
-def plan_import(model: Model, tensors: Tensors) -> Plan:
-    """HF tensors -> Megatron tasks. BadInputError on a tensor that is unknown, missing, misshapen or mixed in dtype."""
+def plan_import(model: Model, tensors: Tensors, vocab_size: int | None = None) -> Plan:
+    """HF tensors -> Megatron tasks. BadInputError on a tensor that is unknown, missing, misshapen or mixed in dtype.
+
+    `vocab_size` is that of the padded vocabulary, where it is to be written padded.
+    """
     refuse_quantized(model.hf)
     bound = bindings(model)
     claimed = {part.source.name for binding in bound for part in binding.parts}
@@ -26,7 +29,7 @@ def plan_import(model: Model, tensors: Tensors) -> Plan:
     for binding in bound:
         for part in binding.parts:
             _check_shape("HF tensor", part.source.name, (*part.stack, *part.shape), tensors)
-    tasks = tuple(_import_task(binding, tensors) for binding in bound)
+    tasks = tuple(_padded(_import_task(binding, tensors), binding, vocab_size) for binding in bound)
     _check_dtypes(bound, tensors)
     _check_stacks(tasks)
     filled = {binding.target.name: binding.why_filled for binding in bound if binding.why_filled}
@@ -68,6 +71,12 @@ def _import_task(binding: Binding, tensors: Tensors) -> Task:
         blocks=_joined(blocks),
         permutation=binding.permutation,
     )
+
+
+def _padded(task: Task, binding: Binding, vocab_size: int | None) -> Task:
+    if vocab_size is None or not binding.padded:
+        return task
+    return replace(task, shape=(vocab_size, *task.shape[1:]), padding_rows=vocab_size - task.shape[0])
 
 
 def _export_tasks(bound: Iterable[Binding], tensors: Tensors) -> Iterable[Task]:

@@ -6,6 +6,9 @@ from .record import Record
 
 _KNOWN = ("float32", "bfloat16", "float16")
 
+HELD_IN_FP32 = (".router.expert_bias", ".A_log", ".mixer.D")
+"""Ends of Megatron's names: tensors that its modules keep in fp32, whatever `params_dtype` is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Precision:

@@ -24,3 +24,9 @@ class Vocabulary:
 
     def to_hf(self, values: Record) -> dict[str, object]:
         return {"vocab_size": values.positive("vocab_size")}
+
+
+def padded_size(values: Record, tp_size: int) -> int:
+    """The vocabulary that Megatron's builder makes for `tp_size` (`vocab_size_with_padding`)."""
+    multiple = values.positive("make_vocab_size_divisible_by") * tp_size
+    return -(-values.positive("vocab_size") // multiple) * multiple

@@ -1,0 +1,264 @@
+"""Arithmetic against torch's own: dequantization, casts and quantization, bit for bit, however they are cut."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Span
+from worker.checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
+from worker.engine.arithmetic import compute, fp8_values
+from worker.engine.computed import merged
+from worker.engine.gpu_arithmetic import Device
+from worker.engine.parts import split
+from worker.engine.reading import SourceFiles, read_extent
+from worker.jobs.errors import BadInputError
+
+TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+CHANCE = np.random.default_rng(7)
+
+
+def literal(values: "np.ndarray") -> tuple[Extent, ...]:
+    return (Literal(np.ascontiguousarray(values).view(np.uint8).tobytes()),)
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def fp8_weight(rows: int, columns: int, dtype: str, scale_dtype: str = "F32") -> tuple[Computed, torch.Tensor]:
+    codes = CHANCE.integers(0, 256, (rows, columns), dtype=np.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 3
+    high, wide = -(-rows // 128), -(-columns // 128)
+    scales = torch.from_numpy(CHANCE.random((high, wide), dtype=np.float32) * 1e-3).to(TORCH[scale_dtype])
+    spread = scales.float().repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    expected = (torch.from_numpy(codes).view(torch.float8_e4m3fn).float() * spread).to(TORCH[dtype])
+    operands = (
+        Operand(literal(codes), columns),
+        Operand(literal(scales.view(torch.uint8).numpy()), wide * scales.element_size(), 128),
+    )
+    operation = BlockFp8(columns, 128, 128, scale_dtype, dtype)
+    return Computed(operation, operands, 0, rows, columns * expected.element_size()), expected
+
+
+def test_every_fp8_code_is_torchs() -> None:
+    codes = np.arange(256, dtype=np.uint8)
+
+    expected = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
+
+    assert np.array_equal(fp8_values(codes), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale_dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("shape", [(128, 128), (300, 256), (257, 200), (1, 7), (5, 1024)])
+def test_fp8_blocks_become_what_torch_makes_of_them(shape: tuple[int, int], dtype: str, scale_dtype: str) -> None:
+    made, expected = fp8_weight(*shape, dtype, scale_dtype)
+
+    assert read_extent(made) == as_bytes(expected)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-12, 130.0, 1e30])
+def test_fp8_scales_of_any_size_are_exact(scale: float) -> None:
+    codes = np.tile(np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])[:128], (2, 1))
+    operands = (Operand(literal(codes), 128), Operand(literal(np.array([scale], np.float32)), 4, 128))
+
+    made = Computed(BlockFp8(128, 128, 128, "F32", "BF16"), operands, 0, 2, 256)
+
+    values = torch.from_numpy(codes).view(torch.float8_e4m3fn).float() * torch.tensor(scale, dtype=torch.float32)
+    assert read_extent(made) == as_bytes(values.bfloat16())
+
+
+def test_an_fp8_nan_stays_one() -> None:
+    codes = np.full((1, 128), 0xFF, np.uint8)
+    operands = (Operand(literal(codes), 128), Operand(literal(np.ones(1, np.float32)), 4, 128))
+
+    made = read_extent(Computed(BlockFp8(128, 128, 128, "F32", "F32"), operands, 0, 1, 512))
+
+    assert np.isnan(np.frombuffer(made, np.float32)).all()
+
+
+def test_mxfp4_is_what_transformers_makes_of_it() -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    blocks = CHANCE.integers(0, 256, (2, 6, 3, 16), dtype=np.uint8)
+    scales = CHANCE.integers(100, 140, (2, 6, 3), dtype=np.uint8)
+
+    expected = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.bfloat16)
+
+    for expert in range(2):
+        operands = (Operand(literal(blocks[expert]), 48), Operand(literal(scales[expert]), 3))
+        made = Computed(Mxfp4("BF16"), operands, 0, 6, 96 * 2)
+        turned = Permuted((made,), (6, 96), (1, 0), 2)
+        assert read_extent(turned) == as_bytes(expected[expert])
+
+
+def int4_weight(rows: int, columns: int, dtype: str) -> tuple[Computed, torch.Tensor]:
+    codes = torch.from_numpy(CHANCE.integers(-8, 8, (rows, columns), dtype=np.int32))
+    padded = torch.nn.functional.pad(codes + 8, (0, -columns % 8)).reshape(rows, -1, 8).long()
+    words = sum(padded[..., place] << (4 * place) for place in range(8))
+    packed = torch.as_tensor(words).to(torch.uint32).view(torch.int32)
+    scales = torch.from_numpy(CHANCE.random((rows, -(-columns // 32)), dtype=np.float32)).bfloat16()
+    expected = (codes.float() * scales.float().repeat_interleave(32, 1)[:, :columns]).to(TORCH[dtype])
+    operands = (
+        Operand(literal(packed.numpy()), packed.shape[1] * 4),
+        Operand(literal(scales.view(torch.uint8).numpy()), scales.shape[1] * 2),
+    )
+    operation = PackedInt4(columns, 32, "BF16", dtype)
+    return Computed(operation, operands, 0, rows, columns * expected.element_size()), expected
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("shape", [(4, 64), (3, 40), (7, 13)])
+def test_packed_int4_becomes_its_products(shape: tuple[int, int], dtype: str) -> None:
+    made, expected = int4_weight(*shape, dtype)
+
+    assert read_extent(made) == as_bytes(expected)
+
+
+def every_kind(dtype: str) -> torch.Tensor:
+    """Ordinary values, ties in every direction, the smallest and the largest, infinities and NaN."""
+    bits = CHANCE.integers(0, 2**32, 4096, dtype=np.uint32)
+    ties = np.array([0x3F808000, 0x3F818000, 0x3F80C000, 0x33000000, 0x33800001, 0x38FFE000], np.uint32)
+    values = torch.from_numpy(np.concatenate([bits, ties]).view(np.float32).copy())
+    special = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1.0, 65504.0, 6e-8])
+    values = torch.cat([values, special])
+    return values[~values.abs().gt(65000) | values.isinf()].to(TORCH[dtype])
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("source", TORCH)
+def test_a_cast_rounds_as_torch_does(source: str, dtype: str) -> None:
+    values = every_kind(source)
+    operand = Operand(literal(values.view(torch.uint8).numpy()), values.element_size())
+    expected = values.float().to(TORCH[dtype])
+
+    made = read_extent(Computed(Cast(source, dtype), (operand,), 0, len(values), expected.element_size()))
+
+    found = torch.frombuffer(bytearray(made), dtype=TORCH[dtype])
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert as_bytes(found[~found.isnan()]) == as_bytes(expected[~expected.isnan()])
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(70000.0, "F16"), (3.4e38, "BF16")])
+def test_a_value_that_a_dtype_cannot_hold_is_an_error(value: float, dtype: str) -> None:
+    operand = Operand(literal(np.array([1, value], np.float32)), 4)
+    made = Computed(Cast("F32", dtype), (operand,), 0, 2, 2)
+
+    with pytest.raises(BadInputError, match="infinite there"):
+        read_extent(made)
+
+
+def to_fp8(values: torch.Tensor, source: str) -> tuple[Computed, Computed]:
+    rows, columns = values.shape
+    row_bytes = columns * values.element_size()
+    stored = literal(values.view(torch.uint8).numpy())
+    high, wide = -(-rows // 128), -(-columns // 128)
+    codes = Computed(ToBlockFp8(columns, 128, 128, source), (Operand(stored, row_bytes),), 0, rows, columns)
+    scales = Computed(BlockScales(columns, 128, 128, source), (Operand(stored, row_bytes * 128),), 0, high, wide * 4)
+    return codes, scales
+
+
+@pytest.mark.parametrize("source", TORCH)
+@pytest.mark.parametrize("shape", [(128, 256), (300, 200), (1, 5), (129, 129)])
+def test_quantizing_is_torchs_rounding_of_the_scaled_block(shape: tuple[int, int], source: str) -> None:
+    values = torch.from_numpy(CHANCE.standard_normal(shape, dtype=np.float32)).to(TORCH[source])
+    values[0, 0] = 0.0
+    codes, scales = to_fp8(values, source)
+    rows, columns = shape
+    padded = torch.nn.functional.pad(values.float().abs(), (0, -columns % 128, 0, -rows % 128))
+    largest = padded.reshape(-(-rows // 128), 128, -1, 128).amax(dim=(1, 3))
+    expected = largest / torch.full_like(largest, 448.0)
+    spread = expected.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+
+    assert read_extent(scales) == as_bytes(expected)
+    assert read_extent(codes) == as_bytes((values.float() / spread).to(torch.float8_e4m3fn))
+
+
+def test_a_block_of_zeros_is_quantized_to_zeros() -> None:
+    codes, scales = to_fp8(torch.zeros(4, 4), "F32")
+
+    assert read_extent(codes) == bytes(16)
+    assert read_extent(scales) == as_bytes(torch.ones(1))
+
+
+def test_a_weight_with_an_infinity_is_not_quantized() -> None:
+    codes, _ = to_fp8(torch.full((2, 2), float("inf")), "F32")
+
+    with pytest.raises(BadInputError, match="infinite or no number"):
+        read_extent(codes)
+
+
+def examples() -> Iterator[Computed]:
+    yield fp8_weight(300, 256, "BF16")[0]
+    yield fp8_weight(257, 200, "F32", "BF16")[0]
+    yield int4_weight(70, 40, "BF16")[0]
+    yield from to_fp8(torch.from_numpy(CHANCE.standard_normal((400, 96), dtype=np.float32)), "F32")
+    numbers = literal(CHANCE.standard_normal((90, 3), dtype=np.float32))
+    yield Computed(Cast("F32", "BF16"), (Operand(numbers, 12),), 0, 90, 6)
+
+
+EXAMPLES = tuple(examples())
+
+
+@given(st.sampled_from(EXAMPLES), st.integers(1, 60_000), st.integers(1, 70_000))
+def test_where_it_is_cut_and_how_much_is_made_at_once_changes_nothing(
+    made: Computed, segment_bytes: int, piece_bytes: int
+) -> None:
+    pieces = [extent for span in split(Span(offset=0, extents=(made,)), segment_bytes) for extent in span.extents]
+    files = SourceFiles(piece_bytes=piece_bytes)
+
+    assert b"".join(files.whole(piece).tobytes() for piece in pieces) == read_extent(made)
+
+
+@pytest.mark.parametrize("made", EXAMPLES, ids=lambda made: type(made.operation).__name__)
+def test_torch_computes_the_same_bits(made: Computed) -> None:
+    """The code that runs on a GPU, on the CPU; on a GPU: tests/benchmarks/dequantize."""
+    assert SourceFiles(lambda: Device("cpu").compute).whole(made).tobytes() == read_extent(made)
+
+
+@pytest.mark.parametrize("operation", [Cast("BF16", "F32"), Cast("F16", "BF16"), Cast("F32", "F16"), Mxfp4("BF16")])
+def test_torch_computes_other_operations_the_same(operation: Operation) -> None:
+    codes = CHANCE.integers(0, 120, 64 * 16, dtype=np.uint8)
+    data = CHANCE.standard_normal(256, dtype=np.float32).view(np.uint8) if operation == Cast("F32", "F16") else codes
+    scales = CHANCE.integers(110, 130, 64, dtype=np.uint8)
+    operands = (data, scales) if isinstance(operation, Mxfp4) else (data,)
+
+    ours = compute(operation, operands, 0, 64)
+
+    assert Device("cpu").compute(operation, operands, 0, 64).tobytes() == ours.tobytes()
+
+
+@given(st.permutations(range(2)), st.permutations(range(3)), st.integers(2, 5), st.integers(2, 4), st.integers(2, 3))
+def test_two_permutations_as_one(inner: list[int], outer: list[int], a: int, b: int, c: int) -> None:
+    stored = np.arange(a * b * c, dtype=np.uint16)
+    shape = (a, b * c)
+    turned = tuple(shape[axis] for axis in inner)
+    finer = next(s for s in ((a, b, c), (b, c, a)) if s[0] in (turned[0], b) and _refines(s, turned))
+    twice = Permuted((Permuted(literal(stored), shape, tuple(inner), 2),), finer, tuple(outer), 2)
+
+    once = merged(twice)
+
+    assert not isinstance(once.extents[0], Permuted)
+    assert read_extent(once) == read_extent(twice)
+
+
+def _refines(finer: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return (finer[0], finer[1] * finer[2]) == shape or (finer[0] * finer[1], finer[2]) == shape
+
+
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"12345678")
+    files = SourceFiles()
+
+    descriptor = files.open(file)
+    files.close()
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
