@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from .checkpoints.publish import lock_folder, partial_folder
 from .engine.processes import CopyOptions
 from .handlers.config import read_model
 from .handlers.context import Answer, JobContext, Prepared
@@ -28,6 +29,9 @@ from .mapping.explain import explain
 from .mapping.family import Family
 from .mapping.proofs import proof_of, refused, unproven
 from .mapping.registry import FAMILIES
+
+_SUFFIX = "local"
+"""Always the same, so that the next run finds what a killed one left."""
 
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
@@ -80,7 +84,9 @@ def _run(spec_json: str, options: CopyOptions) -> Result:
     context = JobContext(
         locations=LocalPaths(),
         job_id=f"local_{uuid.uuid4().hex}",
-        staging_suffix=f"local-{os.getpid()}",
+        staging_suffix=_SUFFIX,
+        earlier=lambda target: (partial_folder(target, _SUFFIX),),
+        lock=lock_folder,
         reserve=refuse_full_disk,
         report=lambda progress: _print({"progress": _progress(progress)}),
         # Where the copy processes use every core, the imports wait for them.

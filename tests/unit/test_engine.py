@@ -1,6 +1,9 @@
 """The engine: every byte where the plan says, whatever the cuts, and digests that anyone can take again."""
 
+import os
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -10,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.checkpoints.extents import Extent, Literal, Run, Span, Strand, TargetFile, Weave, Zeros
-from worker.engine.convert import write_tensors
-from worker.engine.copy import BUFFER_BYTES
+from worker.engine import convert
 from worker.engine.digests import fold
-from worker.engine.parts import cut_parts, split
-from worker.engine.processes import CopyOptions
+from worker.engine.part_queue import ListedParts
+from worker.engine.parts import cut_parts, part_bytes_for, split
+from worker.engine.processes import Copy, CopyOptions, do_parts
+from worker.engine.reading import BUFFER_BYTES
 from worker.engine.throttle import IoLimit
 from worker.jobs.errors import BadInputError
 
@@ -31,6 +35,20 @@ def unheard(done: int) -> None:
 
 def target(name: str, *extents: Extent) -> TargetFile:
     return TargetFile(path=name, spans=(Span(offset=0, extents=extents, label="tensor"),))
+
+
+def write_tensors(
+    files: tuple[TargetFile, ...], folder: Path, options: CopyOptions, report: Callable[[int], None]
+) -> convert.Written:
+    started = time.monotonic()
+    for file in files:
+        (folder / file.path).touch()
+    parts = cut_parts(files, part_bytes_for(convert.total_bytes(files)))
+    queue = ListedParts(range(len(parts)))
+    do_parts(parts, queue, Copy(folder), options, report)
+    for file in files:
+        os.truncate(folder / file.path, file.size)
+    return convert.written(parts, queue.finished, time.monotonic() - started)
 
 
 def written(tmp_path: Path, *files: TargetFile, processes: int = 1) -> list[bytes]:

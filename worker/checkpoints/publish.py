@@ -2,13 +2,14 @@
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..jobs.errors import BadInputError
+from ..jobs.errors import BadInputError, ConflictError
 from ..jobs.locations import refuse_existing, target_exists
 
 MANIFEST = "manifest.json"
@@ -27,6 +28,14 @@ class StagedFolder:
     replaces: bool = False
     """Whether what stands at the target makes way, in the same moment in which the output appears."""
 
+    def make_empty(self) -> None:
+        """A folder without content; one that is there stays the same folder."""
+        self.path.mkdir(exist_ok=True)
+        for path in list(self.path.iterdir()):
+            _remove(path)
+        if self.replaces:
+            _refuse_without_exchange(self)
+
     def publish(self) -> None:
         """Rename to the target, durably. ConflictError where the target exists by now, an empty directory included."""
         if self.replaces and os.path.lexists(self.target):
@@ -44,6 +53,13 @@ class StagedFolder:
 
 def stage(target: Path, suffix: str, *, replaces: bool = False) -> StagedFolder:
     """A fresh, empty folder beside `target`. ConflictError where the target exists and is not to be replaced."""
+    staged = staged_folder(target, suffix, replaces=replaces)
+    staged.make_empty()
+    return staged
+
+
+def staged_folder(target: Path, suffix: str, *, replaces: bool = False) -> StagedFolder:
+    """The folder beside `target`, which need not exist yet. ConflictError as `stage`."""
     if not replaces:
         refuse_existing(target)
     if not target.parent.is_dir():
@@ -54,13 +70,37 @@ def stage(target: Path, suffix: str, *, replaces: bool = False) -> StagedFolder:
             expected="an existing parent directory",
             next_step="Create it, or choose another target.",
         )
-    path = target.with_name(f"{target.name}{_PARTIAL}{suffix}")
-    staged = StagedFolder(path=path, target=target, replaces=replaces)
-    staged.discard()
-    staged.path.mkdir()
-    if replaces:
-        _refuse_without_exchange(staged)
-    return staged
+    return StagedFolder(path=partial_folder(target, suffix), target=target, replaces=replaces)
+
+
+def partial_folder(target: Path, suffix: str) -> Path:
+    """Where the output of `target` comes to be."""
+    return target.with_name(f"{target.name}{_PARTIAL}{suffix}")
+
+
+def lock_folder(folder: Path) -> None:
+    """Make the folder this process's own until it ends. ConflictError where it is another's that lives."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise _in_use(folder) from error
+        if folder.is_dir() and folder.stat().st_ino == os.fstat(descriptor).st_ino:
+            return  # and leave it open
+        os.close(descriptor)  # It was removed between the two looks.
+
+
+def _in_use(folder: Path) -> ConflictError:
+    return ConflictError(
+        "target_reserved",
+        f"partial output {folder}",
+        found="another process that writes there now",
+        expected="nobody else at work on this target",
+        next_step="Wait for it, or choose another target.",
+    )
 
 
 def partial_folders(target: Path, job_id: str) -> list[Path]:

@@ -1,11 +1,9 @@
 """A mapping plan carried out: blocks resolved to bytes of the source, files made and filled."""
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 from ..checkpoints.dtypes import BY_SAFETENSORS
 from ..checkpoints.extents import Extent, Item, Permuted, TargetFile, Zeros
@@ -17,7 +15,7 @@ from .copy import Segment
 from .digests import FileDigest, digest_of, file_digest, tensor_digests
 from .part_queue import ListedParts, Segments
 from .parts import Part, cut_parts, part_bytes_for
-from .processes import Copy, CopyOptions, Digest, do_parts
+from .processes import CopyOptions, Digest, do_parts
 from .reading import read_extent, same_bytes
 
 
@@ -51,21 +49,13 @@ def total_bytes(files: Iterable[TargetFile]) -> int:
     return sum(file.size for file in files)
 
 
-def write_tensors(
-    files: tuple[TargetFile, ...], folder: Path, options: CopyOptions, report: Callable[[int], None]
-) -> Written:
-    """Make the files under `folder`, fill them from their extents, sync them."""
-    started = time.monotonic()
-    for file in files:
-        _make(folder / file.path, file.size)
-    parts = cut_parts(files, part_bytes_for(total_bytes(files)))
-    queue = ListedParts(range(len(parts)))
-    do_parts(parts, queue, Copy(folder), options, report)
-    segments = _by_file(parts, queue.finished)
+def written(parts: tuple[Part, ...], finished: Mapping[int, Segments], seconds: float) -> Written:
+    """What all parts come to, whoever wrote them."""
+    segments = _by_file(parts, finished)
     return Written(
         files={path: file_digest(of_file) for path, of_file in segments.items()},
         tensors=tensor_digests(segments),
-        copy_seconds=time.monotonic() - started,
+        copy_seconds=seconds,
     )
 
 
@@ -135,9 +125,3 @@ def _extents(task: Task, source: Source) -> tuple[Extent, ...]:
     if task.permutation is None:
         return extents
     return (merged(Permuted(extents, task.permutation.shape, task.permutation.axes, item_bytes)),)
-
-
-def _make(path: Path, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
-        file.truncate(size)

@@ -12,6 +12,10 @@ _LEAST_PART_BYTES, _MOST_PART_BYTES = 64 * 2**20, 4 * 2**30
 _PARTS_AIMED_AT = 32
 
 
+SHARED_BYTES = 2 * 2**30
+"""Less is not worth the time of a second worker."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Consecutive spans of one file; none is longer than a segment."""

@@ -3,35 +3,39 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from .. import __version__
-from ..checkpoints.extents import Item, TargetFile
+from ..checkpoints.extents import Item, TargetFile, is_computed
 from ..checkpoints.identity import FileIdentity, refuse_changed
 from ..checkpoints.manifest import write_manifest, write_synced
-from ..checkpoints.publish import StagedFolder, stage, sync_directory
+from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
-from ..engine.convert import Written, plan_digest, total_bytes, write_tensors
-from ..engine.copy import BUFFER_BYTES, Segment
+from ..engine.convert import Written, plan_digest, total_bytes, written
+from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
-from ..engine.parts import cut_parts, part_bytes_for
-from ..engine.processes import CopyOptions
+from ..engine.part_queue import ListedParts, Segments
+from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for
+from ..engine.processes import Copy, CopyOptions, do_parts
+from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
 from ..jobs.spec import ExportSpec, ImportSpec, replaces
 from ..jobs.state import CheckpointResult, Progress, Timings
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
 from .context import JobContext, Prepared
+from .work_folder import WorkFolder, open_work
 
 _INTERPRETER_BYTES = 64 * 2**20
 """Anonymous memory of a copy process beside its buffers, rounded up (measured: 20-40 MiB)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A conversion that was checked and laid out; nothing is written yet."""
 
@@ -47,19 +51,26 @@ class Conversion:
     carried: Mapping[str, Path]
     """Files carried over as found, by their path inside the target."""
     sources: tuple[FileIdentity, ...]
+    part_bytes: int | None = None
+    """As the spec says, if it does."""
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The tensor files, cut."""
+        return cut_parts(self.files, self.part_bytes or part_bytes_for(self.bytes))
 
     @property
     def bytes(self) -> int:
         return total_bytes(self.files)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return plan_digest(self.plan, self.files)
 
 
 def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
     """The plan as JSON: what `--plan` prints."""
-    parts = cut_parts(conversion.files, part_bytes_for(conversion.bytes))
+    parts = conversion.parts
     largest = max(conversion.items, key=lambda item: item.nbytes)
     return {
         "kind": conversion.kind,
@@ -102,51 +113,107 @@ def carry_out(
     late_files: Callable[[], dict[str, bytes]],
 ) -> Prepared:
     """Write everything into a staged folder. `late_files` answers small files that were made beside the copy."""
+    staged = staged_folder(conversion.target, context.staging_suffix, replaces=replaces(spec))
     room = room_at(conversion.target)
-    if not _sparse(conversion):
-        refuse_small_disk(conversion, room)
-        context.reserve(room, conversion.bytes)
-    staged = stage(conversion.target, context.staging_suffix, replaces=replaces(spec))
+    refuse_small_disk(conversion, room)
+    context.lock(staged.path)
+    work = open_work(staged, context.earlier(conversion.target), fingerprint(conversion, spec), conversion.files)
     try:
-        return _fill(staged, conversion, spec, context, started, late_files)
+        return _fill(work, conversion, spec, context, room, started, late_files)
     except BaseException:
-        staged.discard()
+        if context.leaves_partial:
+            work.leave()
+        else:
+            work.discard()
         raise
 
 
+def fingerprint(conversion: Conversion, spec: ImportSpec | ExportSpec) -> str:
+    """Of all that decides what is written where: parts of a job with another one are of no use."""
+    sources = [(identity.path.name, identity.bytes, identity.mtime_ns) for identity in conversion.sources]
+    parts = [(part.file, part.spans[0].offset, part.bytes) for part in conversion.parts]
+    return digest_of(repr((__version__, spec.model_dump(), sources, conversion.digest, parts)).encode())
+
+
 def _fill(
-    staged: StagedFolder,
+    work: WorkFolder,
     conversion: Conversion,
     spec: ImportSpec | ExportSpec,
     context: JobContext,
+    room: Room,
     started: float,
     late_files: Callable[[], dict[str, bytes]],
 ) -> Prepared:
-    limits = context.rules.io_limits(conversion.source, conversion.target)
-    options = CopyOptions(processes=context.copy_processes, limits=limits)
+    staged, parts = work.staged, conversion.parts
+    resumed = sum(parts[number].bytes for number in work.journal.done)
+    if not _sparse(conversion):
+        context.reserve(room, conversion.bytes - resumed)
     plan_seconds = time.monotonic() - started
-    written = write_tensors(conversion.files, staged.path, options, _copying(context, conversion.bytes))
+    done = _write(work, conversion, context, resumed)
+    work.journal.end(staged.path)
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
-    files = dict(written.files) | _write_small_files(staged.path, conversion, late_files())
+    files = dict(done.files) | _write_small_files(staged.path, conversion, late_files())
     refuse_changed(conversion.sources)
     result = CheckpointResult(
         kind=conversion.kind,
         target=str(conversion.target),
         tensors=len(conversion.items),
         bytes=conversion.bytes,
+        resumed_bytes=resumed,
         plan_digest=conversion.digest,
         timings=Timings(
             plan_seconds=round(plan_seconds, 4),
-            copy_seconds=round(written.copy_seconds, 4),
+            copy_seconds=round(done.copy_seconds, 4),
             finalize_seconds=round(time.monotonic() - finalizing, 4),
         ),
     )
-    write_manifest(staged.path, _manifest(conversion, spec, context, result, written, files))
+    write_manifest(staged.path, _manifest(conversion, spec, context, result, done, files))
     context.rules.ownership(conversion.target).give(staged.path)
     for folder, _, _ in os.walk(staged.path, topdown=False):
         sync_directory(Path(folder))
     return Prepared(staged=staged, result=result)
+
+
+def _write(work: WorkFolder, conversion: Conversion, context: JobContext, resumed: int) -> Written:
+    """All parts that are not written yet, alone or with other workers."""
+    started, parts, journal = time.monotonic(), conversion.parts, work.journal
+    left = [number for number in range(len(parts)) if number not in journal.done]
+    touched = {parts[number].file for number in journal.done}
+    report = _copying(context, conversion.bytes, resumed)
+    options = copy_options(conversion, context)
+    if context.board is not None and is_shared(conversion, left):
+        shared = context.board.offer(parts, journal)
+        do_parts(parts, shared, Copy(work.staged.path, sync_parts=True), options, report)
+        finished = shared.finished
+    else:
+
+        def heard(number: int, segments: Segments) -> None:
+            journal.add(number, segments, synced=False)
+
+        if left:
+            do_parts(parts, ListedParts(left, heard), Copy(work.staged.path), options, report)
+        finished = journal.done
+    for file in sorted(touched):  # What an earlier attempt wrote may still be on its way to the disk.
+        sync_file(work.staged.path / file)
+    return written(parts, finished, time.monotonic() - started)
+
+
+def copy_options(conversion: Conversion, context: JobContext) -> CopyOptions:
+    """How its parts are written."""
+    computes = any(is_computed(extent) for item in conversion.items for extent in item.extents)
+    return CopyOptions(
+        processes=context.copy_processes,
+        limits=context.rules.io_limits(conversion.source, conversion.target),
+        gpu=context.gpu and computes,
+        permit=context.permit,
+    )
+
+
+def is_shared(conversion: Conversion, left: Sequence[int]) -> bool:
+    """Whether other workers are asked to help."""
+    large = sum(conversion.parts[number].bytes for number in left) >= SHARED_BYTES
+    return len(left) > 1 and (large or conversion.part_bytes is not None)
 
 
 def refuse_small_disk(conversion: Conversion, room: Room) -> None:
@@ -179,9 +246,9 @@ def _sparse(conversion: Conversion) -> bool:
     return sum(status.st_blocks * 512 for status in stats) < sum(status.st_size for status in stats) // 2
 
 
-def _copying(context: JobContext, total: int) -> Callable[[int], None]:
+def _copying(context: JobContext, total: int, resumed: int) -> Callable[[int], None]:
     def report(done: int) -> None:
-        context.report(Progress(phase="copying", done_bytes=min(done, total), total_bytes=total))
+        context.report(Progress(phase="copying", done_bytes=min(done + resumed, total), total_bytes=total))
 
     return report
 

@@ -78,6 +78,7 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
         small_files={name: data for name, data in small.items() if data is not None},
         carried=carried,
         sources=identities(weights.files_of(read)),
+        part_bytes=spec.part_bytes,
     )
 
 

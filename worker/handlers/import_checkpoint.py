@@ -76,6 +76,7 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
         small_files={**small, TRACKER: tracker_text(spec.iteration).encode()},
         carried=carried,
         sources=identities((source / CONFIG, *weights.files_of(read))),
+        part_bytes=spec.part_bytes,
     )
 
 

@@ -60,6 +60,8 @@ class CheckpointResult(_Frozen):
     target: str
     tensors: int
     bytes: int
+    resumed_bytes: int = 0
+    """Of them, what an earlier attempt had written already."""
     plan_digest: str
     timings: Timings
 
