@@ -8,7 +8,7 @@ from pathlib import Path
 from .jobs.errors import BadInputError
 from .jobs.locations import Roots
 from .jobs.roots import Root, parse_roots, paths_of
-from .jobs.store import RETENTION_SECONDS
+from .jobs.store import KEEP_PARTIALS_SECONDS, RETENTION_SECONDS
 from .stores.servers import read_servers
 
 _COPY_PROCESSES_AT_MOST = 4
@@ -42,6 +42,8 @@ class WorkerSettings:
     """What an attempt's processes may hold together where its job says nothing."""
     retention_seconds: float = RETENTION_SECONDS
     """How long ended jobs are remembered."""
+    keep_partials_seconds: float = KEEP_PARTIALS_SECONDS
+    """How long what a failed or cancelled job wrote is kept for a retry."""
     gpu: str | None = None
     """UUID of the GPU that this worker is pinned to; None: a slot for jobs that need none."""
     host_gpus: int | None = None
@@ -71,6 +73,7 @@ class WorkerSettings:
             stall_seconds=_read(found, "FERRY_STALL_SECONDS", _positive_seconds, 1800.0),
             memory_bytes=_read(found, "FERRY_MEMORY_BYTES", _count, None),
             retention_seconds=_read(found, "FERRY_RETENTION_SECONDS", _positive_seconds, RETENTION_SECONDS),
+            keep_partials_seconds=_read(found, "FERRY_KEEP_PARTIALS_SECONDS", _seconds, KEEP_PARTIALS_SECONDS),
             gpu=_read(found, "FERRY_GPU", str, None),
             host_gpus=_read(found, "FERRY_HOST_GPUS", _count, None),
             visible_devices=found.get("CUDA_VISIBLE_DEVICES"),

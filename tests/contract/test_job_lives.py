@@ -354,18 +354,38 @@ def test_parts_are_taken_once_and_stay_done_under_their_fingerprint(store: JobSt
     assert store.parts("job_1") is None
 
 
-def test_lost_attempts_are_remembered_until_someone_cleaned_up(store: JobStore) -> None:
+def test_what_attempts_left_is_kept_for_a_retry_for_a_while_and_then_cleaned_up(make_store: MakeStore) -> None:
+    store = make_store(keep_partials_seconds=0.3)
     store.submit("job_1", IMPORT)
     claim(store, "job_1", lease_seconds=0.01)
     time.sleep(0.02)
     store.reap()
+    assert store.unclean() == ()
     store.cancel("job_1")
+    assert store.unclean() == ()
+    store.retry("job_1")
+    time.sleep(0.31)
+    assert store.unclean() == ()
+
+    store.cancel("job_1")
+    time.sleep(0.31)
 
     (unclean,) = store.unclean()
-
     assert (unclean.job.id, unclean.fence) == ("job_1", 1)
     store.cleaned(unclean)
     assert store.unclean() == ()
+
+
+def test_what_lost_attempts_of_a_succeeded_job_left_is_cleaned_up_at_once(store: JobStore) -> None:
+    store.submit("job_1", IMPORT)
+    claim(store, "job_1", lease_seconds=0.01)
+    time.sleep(0.02)
+    store.reap()
+    store.settle(claim(store, "job_1"), DONE)
+
+    (unclean,) = store.unclean()
+
+    assert unclean.fence == 1
 
 
 def test_ended_jobs_are_forgotten_after_their_retention(make_store: MakeStore) -> None:

@@ -155,3 +155,45 @@ def test_a_server_that_is_away_is_an_unavailable_store(tmp_path: object) -> None
         with pytest.raises(UnavailableError, match="job store"):
             ask()
         assert time.monotonic() - started < 3
+
+
+def test_help_is_asked_for_behind_all_jobs_that_wait(store: RedisStore, redis: Redis) -> None:
+    store.submit("job_1", REQUEST)
+    consume(redis)
+    claim = store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
+    assert claim is not None
+    store.invite("job_1")  # nothing to help with
+    store.open_parts(claim, "print", 2)
+
+    store.invite("job_1")
+
+    lowest = "ferry.cpu\x06\x166"
+    assert [json.loads(message)["headers"]["id"] for message in redis.lrange(lowest, 0, -1)] == ["job_1"]
+    assert waiting_messages(redis) == []
+
+
+def test_nobody_is_asked_for_help_when_all_parts_are_held(store: RedisStore, redis: Redis) -> None:
+    store.submit("job_1", REQUEST)
+    claim = store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
+    assert claim is not None
+    store.open_parts(claim, "print", 1)
+    store.take_part("job_1", lease_seconds=60)
+
+    store.invite("job_1")
+
+    assert redis.llen("ferry.cpu\x06\x166") == 0
+
+
+def test_another_brokers_call_for_help_is_taken_once(redis: Redis) -> None:
+    store = RedisStore(redis, sends_messages=False)
+    store.submit("job_1", REQUEST)
+    store.take_wake_ups()
+    claim = store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
+    assert claim is not None
+    store.open_parts(claim, "print", 2)
+
+    store.invite("job_1")
+
+    (call,) = store.take_wake_ups()
+    assert (call.job_id, call.queue) == ("job_1", "ferry.cpu")
+    assert store.take_wake_ups() == ()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.dispatch.partials import clear_lost_attempts
+from worker.dispatch.partials import earlier_folders
 from worker.dispatch.reaper import reap
 from worker.dispatch.slot import Slot
 from worker.jobs.errors import UnavailableError
@@ -100,20 +100,20 @@ def test_a_claim_clears_what_lost_attempts_left_and_nothing_else(
     assert left == sorted(others)
 
 
-def test_the_folder_of_a_running_attempt_is_left_alone(store: MemoryStore, tmp_path: Path) -> None:
+def test_an_attempt_finds_what_earlier_ones_left_the_latest_first(store: MemoryStore, tmp_path: Path) -> None:
     store.submit("job_1", REQUEST)
-    for _ in range(2):
+    for _ in range(3):
         claim = store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=60)
     assert claim is not None
-    for fence in (1, 2):
-        (tmp_path / f"out.partial-job_1-{fence}").mkdir()
+    for suffix in ("1", "2", "2-gone", "3", "x"):
+        (tmp_path / f"out.partial-job_1-{suffix}").mkdir()
 
-    clear_lost_attempts(store.get("job_1"), Roots({"here": tmp_path}))
+    found = earlier_folders(tmp_path / "out", claim)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial-job_1-2"]
+    assert [path.name for path in found] == ["out.partial-job_1-2", "out.partial-job_1-1"]
 
 
-def test_reaping_clears_what_the_lost_attempt_left(store: MemoryStore, tmp_path: Path) -> None:
+def test_reaping_leaves_a_lost_attempts_folder_to_the_next_one(store: MemoryStore, tmp_path: Path) -> None:
     store.submit("job_1", REQUEST)
     store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=0)
     (tmp_path / "out.partial-job_1-1").mkdir()
@@ -121,6 +121,21 @@ def test_reaping_clears_what_the_lost_attempt_left(store: MemoryStore, tmp_path:
     reap(store, Roots({"here": tmp_path}))
 
     assert isinstance(store.get("job_1").state, Queued)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial-job_1-1"]
+
+
+def test_reaping_clears_what_nobody_goes_on_with(store: MemoryStore, tmp_path: Path) -> None:
+    store.submit("job_1", REQUEST)
+    store.claim("job_1", WorkerSlot(worker_id="w1", host="h"), lease_seconds=0)
+    (tmp_path / "out.partial-job_1-1").mkdir()
+    store.reap()
+    store.cancel("job_1")
+
+    reap(store, Roots({"here": tmp_path}))
+    assert list(tmp_path.iterdir()) != []
+
+    store.keep_partials_seconds = 0
+    reap(store, Roots({"here": tmp_path}))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -60,7 +60,16 @@ class Raised(_Line):
     error: ErrorInfo
 
 
-End = Answered | Staged | Raised
+class Helped(_Line):
+    """The end of an attempt at another worker's job."""
+
+    line: Literal["helped"] = "helped"
+    parts: int
+    more: bool
+    """Some were left to others."""
+
+
+End = Answered | Staged | Raised | Helped
 Word = Moved | Needs | Sees | End
 Line = Annotated[Word, Field(discriminator="line")]
 

@@ -11,15 +11,22 @@ from ..handlers.model_configs import WarmModelConfigs
 from ..handlers.run import run
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_os
 from ..jobs.state import Progress
-from ..jobs.store import Claim
+from ..jobs.store import Claim, JobStore
 from ..settings import WorkerSettings, see_only
 from .attempt_lines import Answered, End, Moved, Needs, Raised, Sees, Staged, encode
+from .lease import Lease
+from .part_board import StoreBoard
+from .partials import earlier_folders
 from .root_rules import RootRules
 from .seen_gpus import seen_gpus, seen_pretended
 
+Connect = Callable[[], JobStore]
+"""A store of the process's own: what was connected before a fork is its parent's."""
 
-def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling: int) -> None:
+
+def handle(lease: Lease, settings: WorkerSettings, model_configs: Path, connect: Connect | None, telling: int) -> None:
     """Run the job, from claim to its end, and tell everything on the descriptor `telling`."""
+    claim = lease.claim
 
     def report(progress: Progress) -> None:
         os.write(telling, encode(Moved(progress=progress)))
@@ -37,6 +44,11 @@ def handle(claim: Claim, settings: WorkerSettings, model_configs: Path, telling:
         reserve=reserve,
         model_configs=WarmModelConfigs(model_configs),
         copy_processes=settings.copy_processes,
+        gpu=bool(claim.devices) and not settings.pretend_gpus,
+        permit=lease.permit,
+        earlier=lambda target: earlier_folders(target, claim),
+        leaves_partial=True,
+        board=StoreBoard(connect(), claim, lease.seconds) if connect else None,
         rules=RootRules(settings),
     )
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from ..engine.permit import Permit, now
 from ..jobs.errors import UnavailableError
 from ..jobs.state import Progress
 from ..jobs.store import Claim, JobStore, Outcome, Verdict
@@ -21,9 +22,14 @@ class Lease:
     store: JobStore
     claim: Claim
     seconds: float
+    permit: Permit = field(default_factory=Permit)
+    """What the attempt's processes may write is over with it."""
     needed_bytes: int = field(default=0, init=False)
     """What its attempt said that it would write."""
-    _renewed: float = field(default_factory=time.monotonic, init=False)
+    _renewed: float = field(default_factory=now, init=False)
+
+    def __post_init__(self) -> None:
+        self._renew(now())
 
     def renew(self, progress: Progress) -> Verdict:
         """One heartbeat. A store that does not answer means to go on until the lease is over."""
@@ -48,10 +54,10 @@ class Lease:
     def publish(self) -> Verdict:
         """The store's word that the job is still ours, before its output appears and no cancel is taken any more."""
         while True:
-            asked = time.monotonic()
+            asked = now()
             try:
                 verdict = self.store.publish(self.claim, lease_seconds=self.seconds)
-                self._renewed = asked
+                self._renew(asked)
                 return verdict
             except UnavailableError:
                 if self._over():
@@ -70,10 +76,15 @@ class Lease:
                 time.sleep(_ASK_AGAIN_SECONDS)
 
     def _heartbeat(self, progress: Progress) -> Verdict:
-        asked = time.monotonic()
+        asked = now()
         verdict = self.store.heartbeat(self.claim, progress, lease_seconds=self.seconds)
-        self._renewed = asked
+        if verdict != "fenced":
+            self._renew(asked)
         return verdict
 
+    def _renew(self, asked: float) -> None:
+        self._renewed = asked
+        self.permit.extend(asked + self.seconds)
+
     def _over(self) -> bool:
-        return time.monotonic() - self._renewed > self.seconds
+        return now() - self._renewed > self.seconds

@@ -6,11 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoints.publish import partial_folders
+from ..engine.journal import read_journal
 from ..jobs.errors import FerryError
 from ..jobs.locations import Locations
 from ..jobs.spec import target_of
-from ..jobs.state import Job, Running
+from ..jobs.state import Job
 from ..jobs.store import Claim, Unclean
+
+_GONE = "-gone"
 
 
 def target_path(job: Job, locations: Locations) -> Path | None:
@@ -19,14 +22,22 @@ def target_path(job: Job, locations: Locations) -> Path | None:
     return None if location is None else locations.resolve_target(location)
 
 
-def clear_lost_attempts(job: Job, locations: Locations) -> None:
-    """Remove what all attempts but a running one left. They were fenced off: none of them can publish any more."""
-    last = job.attempts - 1 if isinstance(job.state, Running) else job.attempts
-    _clear(job, locations, lambda fence: fence <= last)
+def earlier_folders(target: Path, claim: Claim) -> tuple[Path, ...]:
+    """What earlier attempts of the job left, the latest first. They were fenced off: none of them can publish."""
+    fences = {folder: _fence(folder, claim.job.id) for folder in partial_folders(target, claim.job.id)}
+    found = [(fence, folder) for folder, fence in fences.items() if fence is not None and fence < claim.fence]
+    return tuple(folder for _, folder in sorted(found, reverse=True))
+
+
+def holds_parts(claim: Claim, locations: Locations) -> bool:
+    """Whether an attempt at the job, this or an earlier one, left parts that a later one need not write again."""
+    target = target_path(claim.job, locations)
+    known = map(read_journal, partial_folders(target, claim.job.id)) if target else ()
+    return any(journal is not None and journal.done for journal in known)
 
 
 def clear_unclean(unclean: Unclean, locations: Locations) -> bool:
-    """Remove what lost attempts left; False where this worker cannot see their place."""
+    """Remove what attempts left that nobody goes on with; False where this worker cannot see their place."""
     try:
         target_path(unclean.job, locations)
     except FerryError:
@@ -35,9 +46,9 @@ def clear_unclean(unclean: Unclean, locations: Locations) -> bool:
     return True
 
 
-def clear_attempt(claim: Claim, locations: Locations) -> None:
-    """Remove what this attempt left; nobody else uses its number."""
-    _clear(claim.job, locations, lambda fence: fence == claim.fence)
+def clear_attempts(claim: Claim, locations: Locations) -> None:
+    """Remove what this attempt and those before it left; nobody else uses their numbers."""
+    _clear(claim.job, locations, lambda fence: fence <= claim.fence)
 
 
 def _clear(job: Job, locations: Locations, which: Callable[[int], bool]) -> None:
@@ -46,9 +57,16 @@ def _clear(job: Job, locations: Locations, which: Callable[[int], bool]) -> None
     except FerryError:
         return  # Another worker's root: nothing of it is here.
     for folder in partial_folders(target, job.id) if target else ():
-        fence, _, gone = folder.name.rpartition(f"{job.id}-")[2].partition("-")
-        if fence.isdecimal() and which(int(fence)):
-            _remove(folder if gone else folder.with_name(f"{folder.name}-gone"), folder)
+        gone = folder.name.endswith(_GONE)
+        fence = _fence(folder.with_name(folder.name.removesuffix(_GONE)), job.id)
+        if fence is not None and which(fence):
+            _remove(folder if gone else folder.with_name(f"{folder.name}{_GONE}"), folder)
+
+
+def _fence(folder: Path, job_id: str) -> int | None:
+    """The attempt that a folder belongs to; None for one that is on its way out."""
+    fence = folder.name.rpartition(f"{job_id}-")[2]
+    return int(fence) if fence.isdecimal() else None
 
 
 def _remove(gone: Path, folder: Path) -> None:

@@ -12,18 +12,19 @@ from ..checkpoints.publish import StagedFolder, published_manifest
 from ..checkpoints.room import room_at
 from ..jobs.errors import ConflictError, ErrorInfo, FerryError, TransientError, error_from_os
 from ..jobs.slots import WorkerSlot
-from ..jobs.state import CheckpointResult, Queued
+from ..jobs.state import CheckpointResult, Job, Queued, Running
 from ..jobs.store import Broken, Claim, Done, JobStore, Lost, Outcome, Postponed, Returned, Stopped
 from ..jobs.waiting import WaitsForDevices, WaitsForDisk
 from ..settings import WorkerSettings
 from .attempt import start_attempt
-from .attempt_lines import Answered, End, Raised, Staged
-from .handling import handle
+from .attempt_lines import Answered, End, Helped, Raised, Staged
+from .handling import Connect, handle
+from .helping import help_out
 from .lease import Lease
 from .memory import AttemptMemory
 from .memory_group import MemoryGroup
-from .partials import clear_attempt, clear_lost_attempts, target_path
-from .watch import Died, Patience, Told, asked_to_leave, watch
+from .partials import clear_attempts, holds_parts, target_path
+from .watch import Died, Patience, Told, asked_to_leave, watch, watch_helper
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Slot:
     """Socket of the warm process that builds Megatron's config objects."""
     memory_group: MemoryGroup | None = None
     """The cgroup of its attempts, where there can be one."""
+    connect: Connect | None = None
+    """Opens another connection to the store; None: jobs are not shared with other slots."""
 
     def run_job(self, job_id: str) -> None:
         """What a message asks for. A duplicate finds nothing to claim; a lost store is the reaper's business."""
@@ -61,12 +64,33 @@ class Slot:
         log.info("nothing_to_do job=%s state=%s", job_id, job.state.state)
         if isinstance(job.state, Queued) and isinstance(job.state.waiting, WaitsForDevices):
             time.sleep(_DEVICES_SECONDS)
+        elif isinstance(job.state, Running) and self.connect is not None:
+            self._help(job, self.connect)
+
+    def _help(self, job: Job, connect: Connect) -> None:
+        """Write parts of a job that another slot runs."""
+        if not self.store.parts(job.id):
+            return
+        memory = self._memory(job)
+        attempt = start_attempt(partial(help_out, job, self.settings, connect), memory)
+        try:
+            with asked_to_leave() as leaving:
+                end = watch_helper(attempt, leaving, memory)
+        finally:
+            attempt.close()
+        log.info("job_helped job=%s end=%s", job.id, end)
+        if isinstance(end, Helped) and end.more:
+            self.store.invite(job.id)
+
+    def _memory(self, job: Job) -> AttemptMemory:
+        return AttemptMemory(job.request.memory_bytes or self.settings.memory_bytes, self.memory_group)
 
     def _work(self, claim: Claim) -> None:
         log.info("job_claimed job=%s attempt=%d", claim.job.id, claim.fence)
         lease = Lease(self.store, claim, self.settings.lease_seconds)
-        clear_lost_attempts(claim.job, self.settings.locations)
         outcome = self._adopted(claim) or self._attempted(lease)
+        if outcome is not None and not self._goes_on(outcome, claim):
+            clear_attempts(claim, self.settings.locations)
         if outcome is None or not lease.settle(outcome):
             log.warning("job_lost job=%s attempt=%d", claim.job.id, claim.fence)
         else:
@@ -87,16 +111,24 @@ class Slot:
     def _attempted(self, lease: Lease) -> Outcome | None:
         """The outcome of a new attempt; None where the job is no longer ours to settle."""
         claim = lease.claim
-        memory = AttemptMemory(claim.job.request.memory_bytes or self.settings.memory_bytes, self.memory_group)
-        attempt = start_attempt(partial(handle, claim, self.settings, self.model_configs), memory)
+        memory = self._memory(claim.job)
+        attempt = start_attempt(partial(handle, lease, self.settings, self.model_configs, self.connect), memory)
         try:
             with asked_to_leave() as leaving:
                 end = watch(attempt, lease, leaving, self._patience(claim), memory)
         finally:
             attempt.close()
-        outcome = self._outcome("out_of_memory" if _may_lack_memory(end) and memory.oom_killed() else end, lease)
-        clear_attempt(lease.claim, self.settings.locations)
-        return outcome
+        return self._outcome("out_of_memory" if _may_lack_memory(end) and memory.oom_killed() else end, lease)
+
+    def _goes_on(self, outcome: Outcome, claim: Claim) -> bool:
+        """Whether a later attempt may go on with what is written. A job that waits for room must not hold any."""
+        match outcome:
+            case Done() | Postponed():
+                return False
+            case Broken(error=error) if not error.retryable:
+                return False
+            case Broken() | Stopped() | Returned() | Lost():
+                return holds_parts(claim, self.settings.locations)
 
     def _patience(self, claim: Claim) -> Patience:
         request = claim.job.request
@@ -109,6 +141,8 @@ class Slot:
         match end:
             case Answered(result=result):
                 return Done(result=result)
+            case Helped():
+                raise AssertionError("an attempt at a job of its own helps nobody")
             case Staged():
                 return self._published(end, lease)
             case Raised(error=error):

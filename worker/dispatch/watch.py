@@ -12,7 +12,7 @@ from typing import Literal
 from ..jobs.state import Progress
 from ..jobs.waiting import WaitsForDisk
 from .attempt import Attempt
-from .attempt_lines import End, Moved, Needs, Sees
+from .attempt_lines import End, Helped, Moved, Needs, Sees
 from .lease import Lease
 from .memory import AttemptMemory
 
@@ -91,6 +91,26 @@ def watch(
             if verdict != "go_on":
                 return verdict
             next_beat = time.monotonic() + min(_BEAT_SECONDS, lease.seconds / 3)
+
+
+def watch_helper(
+    attempt: Attempt, leaving: Callable[[], bool], memory: AttemptMemory
+) -> End | Died | Literal["leaving", "out_of_memory"]:
+    """Wait for a helper's end, or for a reason to end it; its leases it keeps itself."""
+    next_look = time.monotonic()
+    while True:
+        code = attempt.exit_code()
+        for line in attempt.lines(wait_seconds=0 if code is not None else _LISTEN_SECONDS):
+            if isinstance(line, Helped):
+                return line
+        if code is not None:
+            return Died(code)
+        if leaving():
+            return "leaving"
+        if time.monotonic() >= next_look:
+            if memory.exceeded(attempt.pid):
+                return "out_of_memory"
+            next_look = time.monotonic() + _BEAT_SECONDS
 
 
 @contextmanager

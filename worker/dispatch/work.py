@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -53,6 +54,7 @@ def _store(servers: Servers, settings: WorkerSettings) -> RedisStore:
         servers.store_url,
         sends_messages=servers.store_sends_messages,
         retention_seconds=settings.retention_seconds,
+        keep_partials_seconds=settings.keep_partials_seconds,
     )
 
 
@@ -69,6 +71,7 @@ def _slot(settings: WorkerSettings, servers: Servers, gpu: Gpu | None) -> Slot:
         ),
         model_configs=settings.model_configs or socket_path(settings.data, f"model-configs-{os.getpid()}.sock"),
         memory_group=make_memory_group(),
+        connect=partial(_store, servers, settings),
     )
 
 

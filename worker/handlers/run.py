@@ -9,7 +9,7 @@ from ..jobs.locations import Locations
 from ..jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, VerifySpec
 from . import config, export_checkpoint, import_checkpoint, verify
 from .context import Answer, JobContext, Prepared
-from .conversion import describe
+from .conversion import Conversion, describe
 
 
 def run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
@@ -32,6 +32,17 @@ def _run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
             assert_never(spec)
 
 
+def conversion_of(spec: ImportSpec | ExportSpec, locations: Locations) -> Conversion:
+    """The job's plan: nothing is written."""
+    match spec:
+        case ImportSpec():
+            return import_checkpoint.prepare(spec, locations)
+        case ExportSpec():
+            return export_checkpoint.prepare(spec, locations)
+        case _:
+            assert_never(spec)
+
+
 def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str, object]:
     """What the job would do, as JSON; writes nothing."""
     match spec:
@@ -43,9 +54,7 @@ def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str,
                 expected="import or export",
                 next_step="Run it; it leaves nothing behind.",
             )
-        case ImportSpec():
-            return describe(import_checkpoint.prepare(spec, locations), options)
-        case ExportSpec():
-            return describe(export_checkpoint.prepare(spec, locations), options)
+        case ImportSpec() | ExportSpec():
+            return describe(conversion_of(spec, locations), options)
         case _:
             assert_never(spec)

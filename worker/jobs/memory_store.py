@@ -27,6 +27,7 @@ from .state import (
     Succeeded,
 )
 from .store import (
+    KEEP_PARTIALS_SECONDS,
     RETENTION_SECONDS,
     Broken,
     Claim,
@@ -110,6 +111,7 @@ class MemoryStore:
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], datetime] = _utc_now
     retention_seconds: float = RETENTION_SECONDS
+    keep_partials_seconds: float = KEEP_PARTIALS_SECONDS
     _entries: dict[str, _Entry] = field(default_factory=dict[str, _Entry], init=False)
     _job_by_key: dict[str, str] = field(default_factory=dict[str, str], init=False)
     _holder_by_target: dict[str, str] = field(default_factory=dict[str, str], init=False)
@@ -308,6 +310,9 @@ class MemoryStore:
             parts.done[part.number] = left_behind
             return True
 
+    def invite(self, job_id: str) -> None:
+        """Nobody listens."""
+
     def parts(self, job_id: str) -> Parts | None:
         with self._lock:
             entry = self._entries.get(job_id)
@@ -338,8 +343,18 @@ class MemoryStore:
             return tuple(
                 Unclean(job=self._shown(entry), fence=entry.unclean)
                 for entry in self._entries.values()
-                if entry.unclean
+                if entry.unclean and self._is_over(entry.job)
             )
+
+    def _is_over(self, job: Job) -> bool:
+        kept = min(self.keep_partials_seconds, self.retention_seconds)
+        match job.state:
+            case Succeeded():
+                return True
+            case Failed() | Cancelled():
+                return job.updated_at <= self._later(-kept)
+            case Queued() | Running():
+                return False
 
     def cleaned(self, unclean: Unclean) -> None:
         with self._lock:
@@ -533,6 +548,8 @@ class MemoryStore:
         self._move(entry, state)
         entry.blockers.clear()
         entry.parts = None
+        if not isinstance(state, Succeeded) and entry.job.attempts:
+            entry.unclean = entry.job.attempts
         if entry.target is not None:
             self._holder_by_target.pop(entry.target, None)
         self._tell(entry, state.state, error=state.error if isinstance(state, Failed) else None)

@@ -108,7 +108,7 @@ class WakeUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unclean:
-    """A job whose lost attempts may have left partial folders; attempts up to `fence` are over."""
+    """A job whose attempts may have left partial folders; attempts up to `fence` are over."""
 
     job: Job
     fence: int
@@ -116,6 +116,10 @@ class Unclean:
 
 RETENTION_SECONDS = 30 * 86_400.0
 """How long ended jobs are remembered, unless settings say otherwise."""
+
+
+KEEP_PARTIALS_SECONDS = 900.0
+"""How long what a failed or cancelled job wrote is kept for a retry, unless settings say otherwise."""
 
 
 class JobStore(Protocol):
@@ -212,6 +216,10 @@ class JobStore(Protocol):
         """Record a finished part; False where it is no longer ours, and nothing was changed."""
         ...
 
+    def invite(self, job_id: str) -> None:
+        """Ask for one more worker to help with a running job's parts, if any is free."""
+        ...
+
     def parts(self, job_id: str) -> Parts | None:
         """How far the job's parts have come; None where none were opened."""
         ...
@@ -238,7 +246,8 @@ class JobStore(Protocol):
         ...
 
     def unclean(self) -> tuple[Unclean, ...]:
-        """Jobs whose lost attempts may have left something on a disk, some at a time."""
+        """Jobs whose attempts may have left something on a disk that nobody goes on with, some at a time: they
+        succeeded, or ended otherwise and were not retried for a while."""
         ...
 
     def cleaned(self, unclean: Unclean) -> None:

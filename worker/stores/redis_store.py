@@ -23,6 +23,7 @@ from ..jobs.slots import WorkerSlot
 from ..jobs.spec import JobRequest, Priority
 from ..jobs.state import SCHEMA_VERSION, Job, Progress, Running
 from ..jobs.store import (
+    KEEP_PARTIALS_SECONDS,
     RETENTION_SECONDS,
     Broken,
     Claim,
@@ -65,7 +66,7 @@ class RedisStore:
 
     A message that left the queue `patience_seconds` ago without a claim is taken for lost, and sent again. Without
     `sends_messages`, another broker carries them: whoever drains `take_wake_ups` sends them. Terminal jobs are
-    forgotten after `retention_seconds`.
+    forgotten after `retention_seconds`; what their attempts left half written is kept for `keep_partials_seconds`.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class RedisStore:
         limits: Limits | None = None,
         patience_seconds: float = 10.0,
         retention_seconds: float = RETENTION_SECONDS,
+        keep_partials_seconds: float = KEEP_PARTIALS_SECONDS,
         sends_messages: bool = True,
     ) -> None:
         self._redis = redis
         self._limits = limits or Limits()
         self._patience_ms = _milliseconds(patience_seconds)
         self._retention_ms = _milliseconds(retention_seconds)
+        self._keep_partials_ms = _milliseconds(keep_partials_seconds)
         self._scripts = Scripts(redis)
         self._constants = {
             "schema_version": SCHEMA_VERSION,
@@ -98,6 +101,7 @@ class RedisStore:
         limits: Limits | None = None,
         patience_seconds: float = 10.0,
         retention_seconds: float = RETENTION_SECONDS,
+        keep_partials_seconds: float = KEEP_PARTIALS_SECONDS,
         sends_messages: bool = True,
     ) -> Self:
         """A store on the server at `url`; connects with the first call."""
@@ -106,6 +110,7 @@ class RedisStore:
             limits=limits,
             patience_seconds=patience_seconds,
             retention_seconds=retention_seconds,
+            keep_partials_seconds=keep_partials_seconds,
             sends_messages=sends_messages,
         )
 
@@ -232,6 +237,9 @@ class RedisStore:
     def part_done(self, part: PartClaim, left_behind: str) -> bool:
         return bool(self._run("part_done", **_part_fields(part), left_behind=left_behind))
 
+    def invite(self, job_id: str) -> None:
+        self._run("invite", id=job_id)
+
     def parts(self, job_id: str) -> Parts | None:
         found = self._run("show_parts", id=job_id)
         return _parts_of(found) if found else None
@@ -257,7 +265,9 @@ class RedisStore:
         return tuple(dict.fromkeys(touched))
 
     def unclean(self) -> tuple[Unclean, ...]:
-        found = self._run("unclean", limit=_REAPED_AT_ONCE)
+        found = self._run(
+            "unclean", limit=_REAPED_AT_ONCE, keep_ms=self._keep_partials_ms, retention_ms=self._retention_ms
+        )
         pairs = zip(found[::2], found[1::2], strict=True)
         return tuple(Unclean(job=job, fence=int(fence)) for fence, record in pairs if (job := _readable(record)))
 

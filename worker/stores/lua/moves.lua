@@ -22,7 +22,15 @@ local function move(id, state, fields)
   redis.call('ZADD', key('state', state), get(id, 'sequence'), id)
 end
 
--- Send the Celery message, or leave it for those who send through another broker. Consumers pop from the list's other end.
+-- Send the Celery message. Consumers pop from the list's other end.
+local function send(id, class, priority)
+  local tag = id .. ':' .. redis.call('INCR', 'ferry:messages')
+  local message = string.gsub(given.message, '"@step@"', STEPS[priority])
+  message = string.gsub(message, '@(%a+)@', {job = id, tag = tag, queue = queue_of(class)})
+  redis.call('LPUSH', broker_list(class, priority), message)
+end
+
+-- Wake a worker, or leave that to those who send through another broker.
 local function wake(id)
   local class, priority = class_of(id), priority_of(id)
   redis.call('ZREM', WAITING, id)
@@ -30,10 +38,7 @@ local function wake(id)
     redis.call('ZADD', OUTBOX, now(), id)
     return
   end
-  local tag = id .. ':' .. redis.call('INCR', 'ferry:messages')
-  local message = string.gsub(given.message, '"@step@"', STEPS[priority])
-  message = string.gsub(message, '@(%a+)@', {job = id, tag = tag, queue = queue_of(class)})
-  redis.call('LPUSH', broker_list(class, priority), message)
+  send(id, class, priority)
   redis.call('ZADD', woken(class, priority), now(), id)
 end
 
@@ -69,6 +74,10 @@ local function finish(id, state, fields)
   unblock(id)
   redis.call('ZADD', ENDED, now(), id)
   redis.call('DEL', key('parts', id), key('open_parts', id))
+  redis.call('ZREM', INVITED, id)
+  if state ~= 'succeeded' and number(id, 'attempts') > 0 then
+    redis.call('HSET', UNCLEAN, id, number(id, 'attempts'))
+  end
   local target = get(id, 'target')
   if target and redis.call('GET', key('target', target)) == id then
     redis.call('DEL', key('target', target))

@@ -8,4 +8,10 @@ for _, id in ipairs(redis.call('ZRANGE', OUTBOX, 0, given.limit - 1)) do
     taken[#taken + 1] = word
   end
 end
+for _, id in ipairs(redis.call('ZRANGE', INVITED, 0, given.limit - 1)) do
+  redis.call('ZREM', INVITED, id)
+  for _, word in ipairs({id, 'cpu', 'low'}) do
+    taken[#taken + 1] = word
+  end
+end
 return taken
