@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.jobs.errors import ErrorInfo, TransientError, error_from_info
 from worker.jobs.spec import JobSpec
+from worker.jobs.store import JobStore
 
 _SECONDS = 60.0
 
@@ -26,6 +27,14 @@ async def plan_of(spec: JobSpec) -> dict[str, Any]:
             process.kill()
             await process.wait()
     return _read(output)
+
+
+def with_reservations(plan: dict[str, Any], store: JobStore) -> dict[str, Any]:
+    """The plan's view of the disk, less what running jobs have still to write there."""
+    disk = plan["disk"]
+    reserved = store.reserved_bytes(disk["filesystem"])
+    fits = disk["needed_bytes"] <= disk["free_bytes"] - reserved
+    return plan | {"disk": disk | {"reserved_bytes": reserved, "fits": fits}}
 
 
 def _read(output: bytes) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from .arguments import (
 from .failure import reading_arguments
 from .locations import as_sent
 from .places import Here, Place, There
+from .room import refuse_without_room
 
 app = typer.Typer(
     name="ferry",
@@ -326,7 +327,9 @@ def _explain(source: str, *, as_json: bool) -> None:
 
 def _convert(spec: JobSpec, place: Place, *, plan: bool, no_wait: bool) -> None:
     if plan:
-        _print(_plan(spec, place))
+        found = _plan(spec, place)
+        _print(found)
+        refuse_without_room(found)
     elif no_wait:
         _submit(spec, place)
     else:

@@ -13,7 +13,7 @@ from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobKind, JobReq
 from worker.jobs.state import TERMINAL, Job, StateName
 from worker.jobs.store import JobFilter
 
-from ..dry_run import plan_of
+from ..dry_run import plan_of, with_reservations
 from ..job_list import JobList
 from ..problems import problems
 from ..submission import headers
@@ -42,7 +42,8 @@ async def submit(
     if dry_run:
         spec = await run_in_threadpool(_resolved, around, body.spec)
         async with around.planning:
-            return JSONResponse(await plan_of(spec))
+            plan = await plan_of(spec)
+        return JSONResponse(await run_in_threadpool(with_reservations, plan, around.store))
     job = await run_in_threadpool(accept, around, body, idempotency_key)
     return Response(job.model_dump_json(), 202, headers(job), "application/json")
 

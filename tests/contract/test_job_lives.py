@@ -462,3 +462,15 @@ def test_records_of_version_1_are_read_and_their_jobs_run(broker: EmbeddedBroker
         store.settle(claim(store, "job_1"), DONE)
 
     assert store.get("job_1").state == Succeeded(result=DONE.result)
+
+
+def test_what_running_jobs_have_still_to_write_is_told(store: JobStore) -> None:
+    for name in ("job_1", "job_2"):
+        store.submit(name, CONFIG)
+    first, second = claim(store, "job_1"), claim(store, "job_2", WorkerSlot(worker_id="w9", host="h"))
+    store.reserve_disk(first, "disk", needed_bytes=50, free_bytes=100)
+    store.reserve_disk(second, "disk", needed_bytes=30, free_bytes=100)
+    store.heartbeat(first, Progress(done_bytes=20, total_bytes=50), lease_seconds=60)
+
+    assert store.reserved_bytes("disk") == 60
+    assert store.reserved_bytes("another") == 0

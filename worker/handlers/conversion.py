@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..checkpoints.identity import FileIdentity, refuse_changed
 from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
+from ..checkpoints.source import Source
 from ..engine.convert import Written, plan_digest, total_bytes, written
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
@@ -43,6 +44,7 @@ class Conversion:
     source: Path
     target: Path
     model: Model
+    weights: Source
     plan: Plan
     items: tuple[Item, ...]
     files: tuple[TargetFile, ...]
@@ -72,6 +74,8 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
     """The plan as JSON: what `--plan` prints."""
     parts = conversion.parts
     largest = max(conversion.items, key=lambda item: item.nbytes)
+    room, needed = room_at(conversion.target), needed_bytes(conversion)
+    refuse_small_disk(conversion.target, needed, room)
     return {
         "kind": conversion.kind,
         "family": conversion.model.family.name,
@@ -81,6 +85,13 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
         "plan_digest": conversion.digest,
         "memory_bound_bytes": memory_bound_bytes(conversion, min(options.processes, len(parts))),
         "largest_tensor": {"name": largest.label, "bytes": largest.nbytes},
+        "disk": {
+            "filesystem": room.filesystem,
+            "needed_bytes": needed,
+            "free_bytes": room.free_bytes,
+            "reserved_bytes": 0,
+            "fits": needed <= room.free_bytes,
+        },
         "files": [{"path": file.path, "bytes": file.size} for file in conversion.files],
         "parts": [{"file": part.file, "offset": part.spans[0].offset, "bytes": part.bytes} for part in parts],
         "tasks": [
@@ -115,7 +126,7 @@ def carry_out(
     """Write everything into a staged folder. `late_files` answers small files that were made beside the copy."""
     staged = staged_folder(conversion.target, context.staging_suffix, replaces=replaces(spec))
     room = room_at(conversion.target)
-    refuse_small_disk(conversion, room)
+    refuse_small_disk(conversion.target, needed_bytes(conversion), room)
     context.lock(staged.path)
     work = open_work(staged, context.earlier(conversion.target), fingerprint(conversion, spec), conversion.files)
     try:
@@ -146,8 +157,8 @@ def _fill(
 ) -> Prepared:
     staged, parts = work.staged, conversion.parts
     resumed = sum(parts[number].bytes for number in work.journal.done)
-    if not _sparse(conversion):
-        context.reserve(room, conversion.bytes - resumed)
+    # What is written already counts as room that this job has.
+    context.reserve(replace(room, free_bytes=room.free_bytes + resumed), needed_bytes(conversion))
     plan_seconds = time.monotonic() - started
     done = _write(work, conversion, context, resumed)
     work.journal.end(staged.path)
@@ -201,11 +212,10 @@ def _write(work: WorkFolder, conversion: Conversion, context: JobContext, resume
 
 def copy_options(conversion: Conversion, context: JobContext) -> CopyOptions:
     """How its parts are written."""
-    computes = any(is_computed(extent) for item in conversion.items for extent in item.extents)
     return CopyOptions(
         processes=context.copy_processes,
         limits=context.rules.io_limits(conversion.source, conversion.target),
-        gpu=context.gpu and computes,
+        gpu=context.gpu and computes(conversion),
         permit=context.permit,
     )
 
@@ -216,14 +226,14 @@ def is_shared(conversion: Conversion, left: Sequence[int]) -> bool:
     return len(left) > 1 and (large or conversion.part_bytes is not None)
 
 
-def refuse_small_disk(conversion: Conversion, room: Room) -> None:
+def refuse_small_disk(target: Path, needed: int, room: Room) -> None:
     """BadInputError where the target's file system could not even hold the output alone."""
-    if conversion.bytes > room.size_bytes:
+    if needed > room.size_bytes:
         raise BadInputError(
             "bad_location",
-            f"target {conversion.target}",
+            f"target {target}",
             found=f"a file system of {room.size_bytes:,} bytes",
-            expected=f"one that holds {conversion.bytes:,} bytes",
+            expected=f"one that holds {needed:,} bytes",
             next_step="Choose a target elsewhere.",
         )
 
@@ -240,10 +250,18 @@ def refuse_full_disk(room: Room, needed_bytes: int) -> None:
         )
 
 
-def _sparse(conversion: Conversion) -> bool:
-    """Holes of the source stay holes: a sparse source needs less room than its size."""
+def needed_bytes(conversion: Conversion) -> int:
+    """Room that the output takes: its bytes, but for holes of the source that stay holes."""
     stats = [identity.path.stat() for identity in conversion.sources]
-    return sum(status.st_blocks * 512 for status in stats) < sum(status.st_size for status in stats) // 2
+    held = sum(status.st_blocks * 512 for status in stats)
+    if computes(conversion) or held >= sum(status.st_size for status in stats) // 2:
+        return conversion.bytes
+    return min(held, conversion.bytes)
+
+
+def computes(conversion: Conversion) -> bool:
+    """Whether arithmetic has a part in it, or all is copied."""
+    return any(is_computed(extent) for item in conversion.items for extent in item.extents)
 
 
 def _copying(context: JobContext, total: int, resumed: int) -> Callable[[int], None]:

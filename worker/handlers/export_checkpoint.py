@@ -12,6 +12,7 @@ from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.source import Source
 from ..checkpoints.torch_dist import TorchDistFolder
+from ..engine.collection import uncollected
 from ..engine.convert import items_of, refuse_nonzero
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
@@ -46,6 +47,7 @@ def run(spec: ExportSpec, context: JobContext) -> Prepared:
     return carry_out(prepare(spec, context.locations), spec, context, started, dict[str, bytes])
 
 
+@uncollected()
 def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, the index and item headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
@@ -72,6 +74,7 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
         source=source,
         target=target,
         model=described.model,
+        weights=weights,
         plan=plan,
         items=items,
         files=files,

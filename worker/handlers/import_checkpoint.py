@@ -8,6 +8,7 @@ from ..checkpoints.hf_folder import CONFIG, side_files
 from ..checkpoints.identity import identities
 from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
+from ..engine.collection import uncollected
 from ..engine.convert import items_of, refuse_unequal
 from ..engine.parts import part_bytes_for
 from ..jobs.errors import BadInputError
@@ -33,6 +34,7 @@ def run(spec: ImportSpec, context: JobContext) -> Prepared:
     started = time.monotonic()
     conversion = prepare(spec, context.locations)
     model = conversion.model
+    refuse_unequal(conversion.plan.must_be_equal, conversion.weights)
     context.model_configs.start(megatron_values(model.family, model.mcore, spec.source))
 
     def late_files() -> dict[str, bytes]:
@@ -41,6 +43,7 @@ def run(spec: ImportSpec, context: JobContext) -> Prepared:
     return carry_out(conversion, spec, context, started, late_files)
 
 
+@uncollected()
 def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads config.json and safetensors headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
@@ -53,7 +56,6 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     model, weights = opened.model, opened.weights
     padded = None if spec.vocab_padding is None else padded_size(model.mcore, spec.vocab_padding)
     plan = plan_import(model, weights.tensors, padded)
-    refuse_unequal(plan.must_be_equal, weights)
     items = items_of(plan, weights)
     folder = iteration_name(spec.iteration)
     files = lay_out_items(items, folder, part_bytes_for(sum(item.nbytes for item in items)))
@@ -70,6 +72,7 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
         source=source,
         target=target,
         model=model,
+        weights=weights,
         plan=plan,
         items=items,
         files=(*files, objects),

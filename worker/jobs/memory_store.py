@@ -245,6 +245,10 @@ class MemoryStore:
             entry.disk = (filesystem, needed_bytes)
             return None
 
+    def reserved_bytes(self, filesystem: str) -> int:
+        with self._lock:
+            return sum(self._still_to_write(filesystem, but=None))
+
     def publish(self, claim: Claim, *, lease_seconds: float) -> Verdict:
         with self._lock:
             entry, running = self._entry(claim.job.id), self._held(claim)
@@ -421,7 +425,7 @@ class MemoryStore:
         states = [entry.job.state for entry in self._entries.values()]
         return {gpu for state in states if isinstance(state, Running) and state.host == host for gpu in state.devices}
 
-    def _still_to_write(self, filesystem: str, *, but: _Entry) -> Iterator[int]:
+    def _still_to_write(self, filesystem: str, *, but: _Entry | None) -> Iterator[int]:
         for entry in self._entries.values():
             state = entry.job.state
             if entry is not but and isinstance(state, Running) and entry.disk and entry.disk[0] == filesystem:

@@ -188,6 +188,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def reserved_bytes(self, filesystem: str) -> int:
+        """What running jobs have still to write to a file system."""
+        ...
+
     def publish(self, claim: Claim, *, lease_seconds: float) -> Verdict:
         """Renew the lease for the last time before the output appears: from here on no cancel is taken."""
         ...

@@ -214,6 +214,9 @@ class RedisStore:
         )
         return None if free is None else int(free)
 
+    def reserved_bytes(self, filesystem: str) -> int:
+        return int(self._run("reserved", filesystem=filesystem))
+
     def publish(self, claim: Claim, *, lease_seconds: float) -> Verdict:
         return self._run("publish", id=claim.job.id, fence=claim.fence, lease_ms=_milliseconds(lease_seconds))
 

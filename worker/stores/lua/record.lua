@@ -12,6 +12,20 @@ local function position(id)
   end
 end
 
+-- Room of a file system that running jobs, but for one, have reserved and not used yet.
+local function kept_bytes(filesystem, but)
+  local kept = 0
+  local reservations = redis.call('HGETALL', key('disk', filesystem))
+  for place = 1, #reservations, 2 do
+    local id, bytes = reservations[place], tonumber(reservations[place + 1])
+    if id ~= but then
+      local progress = cjson.decode(get(id, 'progress') or '{}')
+      kept = kept + math.max(0, bytes - (progress.done_bytes or 0))
+    end
+  end
+  return kept
+end
+
 local function waits_for_slot(id)
   local class = class_of(id)
   return cjson.encode({reason = 'slot', resource_class = class, position = position(id), slots = capacity(class)})

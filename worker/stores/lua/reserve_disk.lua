@@ -4,15 +4,7 @@ local id = given.id
 if not held(id, given.fence) then
   return false
 end
-local free = given.free_bytes
-local reservations = redis.call('HGETALL', key('disk', given.filesystem))
-for position = 1, #reservations, 2 do
-  local other, bytes = reservations[position], tonumber(reservations[position + 1])
-  if other ~= id then
-    local progress = cjson.decode(get(other, 'progress') or '{}')
-    free = free - math.max(0, bytes - (progress.done_bytes or 0))
-  end
-end
+local free = given.free_bytes - kept_bytes(given.filesystem, id)
 if free < given.needed_bytes then
   return string.format('%.0f', math.max(0, free))
 end
