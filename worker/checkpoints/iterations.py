@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .torch_dist import METADATA, bad_checkpoint
+from .refusal import bad_checkpoint
+from .torch_dist import METADATA
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
