@@ -53,7 +53,7 @@ def arguments(model: GPTModel, *options: str) -> argparse.Namespace:
         "skipped_train_samples": 0,
         "params_dtype": model.config.params_dtype,
         "iteration": 0,
-        "use_dist_ckpt": True,
+        "use_dist_ckpt": parsed.ckpt_format != "torch",
         "non_persistent_global_ckpt_dir": None,
     }
     return argparse.Namespace(**{**vars(parsed), **derived})

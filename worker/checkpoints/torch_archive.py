@@ -158,11 +158,6 @@ class Archive:
             return _found(rebuilt, self.storages[rebuilt.arguments[0][2]])
 
 
-def is_tensor(value: object) -> bool:
-    """Whether a part of an archive's value is a tensor, plain or not."""
-    return isinstance(value, Inert) and value.name.startswith("torch._utils._rebuild_")
-
-
 def read_archive(descriptor: int, offset: int, length: int) -> Archive:
     """The archive in `length` bytes of an open file from `offset`. ArchiveError where there is none."""
     with _reading():

@@ -1,37 +1,23 @@
-"""The `export` job: Megatron-Core `torch_dist` checkpoint -> HF folder; needs no original HF checkpoint."""
+"""The `export` job: Megatron-Core checkpoint -> HF folder; needs no original HF checkpoint."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints.hf_folder import CONFIG, read_json_object, side_files
+from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import identities
 from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
-from ..checkpoints.torch_dist import TorchDistFolder
+from ..checkpoints.source import Source
 from ..engine.convert import items_of, refuse_nonzero
-from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import ExportSpec, replaces
-from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
 from ..mapping.plan import plan_export
-from ..mapping.written_config import read_written
-from .config import read_model
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
-from .import_checkpoint import MODEL_CONFIG
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Described:
-    """The model of a checkpoint, and the HF files that describe it."""
-
-    model: Model
-    carried: dict[str, Path]
-    config_json: bytes | None
-    """None where config.json is among the carried files."""
+from .described import Described, describe
+from .saved_weights import args_of, open_saved, weights_of
 
 
 def run(spec: ExportSpec, context: JobContext) -> Prepared:
@@ -46,7 +32,8 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     if not replaces(spec):
         refuse_existing(target)
     refuse_inside(source, target)
-    opened = open_checkpoint(source, None if spec.hf_config is None else locations.resolve_source(spec.hf_config))
+    hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)
+    opened = open_checkpoint(source, hf_config, allow_pickle=locations.allow_pickle)
     described, weights, plan = opened.described, opened.weights, opened.plan
     items = items_of(plan, weights)
     files = lay_out_shards(items, spec.max_shard_bytes)
@@ -70,48 +57,17 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
 class Opened:
     """A Megatron checkpoint and the HF tensors that it comes to."""
 
-    described: _Described
-    weights: TorchDistFolder
+    described: Described
+    weights: Source
     plan: Plan
 
 
-def open_checkpoint(source: Path, hf_config: Path | None) -> Opened:
+def open_checkpoint(source: Path, hf_config: Path | None, *, allow_pickle: bool) -> Opened:
     """Read configs and the index. BadInputError where anything is not understood, or has no place in HF's format."""
     folder = iteration_folder(source)
-    described = _describe(hf_config, (source, folder.parent))
-    weights = TorchDistFolder.open(folder)
+    saved = open_saved(folder, allow_pickle=allow_pickle)
+    described = describe(hf_config, source, folder, args_of(saved))
+    weights = weights_of(saved, described.model)
     plan = plan_export(described.model, weights.tensors)
     refuse_nonzero(plan.must_be_zero, weights)
     return Opened(described=described, weights=weights, plan=plan)
-
-
-def _describe(hf_config: Path | None, places: tuple[Path, ...]) -> _Described:
-    """What was given; else `hf/` beside the checkpoint; else what its model_config.json says."""
-    candidates = (hf_config,) if hf_config else tuple(place / "hf" for place in places)
-    for folder in candidates:
-        if hf_config or (folder / CONFIG).exists():
-            return _given(folder)
-    for place in places:
-        if (place / MODEL_CONFIG).exists():
-            return _derived(place / MODEL_CONFIG)
-    raise BadInputError(
-        "missing_file",
-        f"config of checkpoint {places[0]}",
-        found=f"neither hf/{CONFIG} nor {MODEL_CONFIG} beside it",
-        expected="one of them, or a given HF config",
-        next_step="Name a folder with config.json and tokenizer: `ferry export ... --hf-config DIR`.",
-    )
-
-
-def _given(folder: Path) -> _Described:
-    model = read_model(folder)
-    if folder.is_file():
-        return _Described(model=model, carried={CONFIG: folder}, config_json=None)
-    return _Described(model=model, carried=side_files(folder), config_json=None)
-
-
-def _derived(path: Path) -> _Described:
-    family, mcore = read_written(read_json_object(path, "a ModelConfig as an import leaves it"), str(path))
-    hf = family.to_hf(mcore)
-    text = json.dumps(hf.values, indent=2).encode() + b"\n"
-    return _Described(model=Model(family=family, hf=hf, mcore=mcore), carried={}, config_json=text)

@@ -1,0 +1,72 @@
+"""Values that a trainer left beside its checkpoint: made complete, turned into a model, held against one."""
+
+from collections.abc import Iterable, Mapping
+
+from ..jobs.errors import BadInputError
+from .bindings import Model
+from .family_guess import guess_family
+from .record import Record
+
+_SIZES = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "num_moe_experts")
+_SIZES_OF_QUERY_GROUPS = ("num_query_groups", "kv_channels")
+_SIZES_OF_DENSE = ("ffn_hidden_size",)
+_SIZES_OF_EXPERTS = ("moe_ffn_hidden_size",)
+
+
+def completed(values: Mapping[str, object], origin: str) -> Record:
+    """The values that are there, and what Megatron derives from them."""
+    found = {name: value for name, value in values.items() if value is not None}
+    if found.get("add_bias_linear"):
+        found["add_qkv_bias"] = True
+    if "num_moe_experts" in found and "ffn_hidden_size" in found:
+        found.setdefault("moe_ffn_hidden_size", found["ffn_hidden_size"])
+    return Record(found, origin)
+
+
+def model_of(values: Record) -> Model:
+    """The model that these values describe. BadInputError where its family, or its vocabulary, is not said."""
+    _require_vocabulary(values)
+    family = guess_family(values)
+    hf = family.to_hf(values)
+    return Model(family=family, hf=hf, mcore=family.to_mcore(hf))
+
+
+def refuse_contradiction(model: Model, others: Iterable[Record]) -> None:
+    """BadInputError where another description of the checkpoint has another size than the config that is used."""
+    for other in others:
+        for name in _compared(model.mcore):
+            ours, theirs = model.mcore.get(name), other.get(name)
+            if None not in (ours, theirs) and ours != theirs:
+                raise _contradiction(model, name, ours, other, f"{name} {theirs!r}")
+        vocabulary, padded = model.mcore.get("vocab_size"), other.get("padded_vocab_size")
+        if isinstance(vocabulary, int) and isinstance(padded, int) and padded < vocabulary:
+            raise _contradiction(model, "vocab_size", vocabulary, other, f"padded_vocab_size {padded}, which is less")
+
+
+def _compared(values: Record) -> tuple[str, ...]:
+    """The names that mean the same in every description of such a model."""
+    of_attention = () if values.get("multi_latent_attention") else _SIZES_OF_QUERY_GROUPS
+    of_mlp = _SIZES_OF_DENSE if values.get("num_moe_experts") is None else _SIZES_OF_EXPERTS
+    return (*_SIZES, *of_attention, *of_mlp)
+
+
+def _contradiction(model: Model, name: str, ours: object, other: Record, theirs: str) -> BadInputError:
+    return BadInputError(
+        "bad_config",
+        f"{model.hf.origin}: Megatron's {name} {ours!r}",
+        found=f"{theirs} in {other.origin}",
+        expected="descriptions of one model to agree",
+        next_step="Find out which one belongs to the checkpoint; give its config: `ferry export ... --hf-config DIR`.",
+    )
+
+
+def _require_vocabulary(values: Record) -> None:
+    """A run may know only its padded vocabulary, which does not say how many rows are padding."""
+    if values.get("vocab_size") is None:
+        raise BadInputError(
+            "bad_config",
+            f"{values.origin}: field 'vocab_size'",
+            found=f"nothing, beside padded_vocab_size {values.get('padded_vocab_size')}",
+            expected="the size of the tokenizer's vocabulary, without padding",
+            next_step="Give the HF config: `ferry export ... --hf-config DIR`.",
+        )
