@@ -69,7 +69,7 @@ def test_one_rank_exports_bit_for_bit_by_its_args(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("tp_size", "pp_size"), [(2, 1), (1, 2)], ids=["TP2", "PP2"])
-@pytest.mark.parametrize("name", ["gqa", "tied", "all_biases"])
+@pytest.mark.parametrize("name", ["gqa", "tied", "all-biases"])
 def test_two_ranks_export_bit_for_bit(
     workshop: Workshop, two_ranks: Ranks, target: Path, tmp_path: Path, name: str, tp_size: int, pp_size: int
 ) -> None:

@@ -44,7 +44,7 @@ def save_as_torch(root: Path, target: Path, tp_size: int, pp_size: int, describe
         load(model, root)
         options = arguments(model, "--save", str(target), "--ckpt-format", "torch", *described)
         wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
-        optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", lr=0.0, weight_decay=0.0), [model])
+        optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", lr=0.0, weight_decay=0.0), [wrapped])
         _step(optimizer)
         with mock.patch.object(global_vars, "_GLOBAL_ARGS", options):
             checkpointing.save_checkpoint(ITERATION, [wrapped], optimizer, None, 0)

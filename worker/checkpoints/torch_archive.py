@@ -21,6 +21,17 @@ _ALIGNMENT = 64
 _BIG = 0xFFFFFFFF
 _DIRECTORY_TAIL_BYTES = 4096
 _STORAGES = "data/"
+_UNREADABLE = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    EOFError,
+    RecursionError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +200,7 @@ def read_object(data: bytes) -> Any:
 def _reading() -> Generator[None]:
     try:
         yield
-    except (KeyError, IndexError, ValueError, TypeError, struct.error, EOFError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise ArchiveError(f"{type(error).__name__}: {error}") from error
 
 
