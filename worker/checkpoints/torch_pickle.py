@@ -25,6 +25,10 @@ class Inert:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __call__(self, *arguments: object) -> "Inert":
+        """What it would make is inert too."""
+        return Inert(*arguments)
+
     def __setitem__(self, key: object, value: object) -> None:
         """What a mapping of its own class would hold is forgotten."""
 

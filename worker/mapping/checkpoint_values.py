@@ -7,10 +7,12 @@ from .bindings import Model
 from .family_guess import guess_family
 from .record import Record
 
-_SIZES = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "num_moe_experts")
+_SIZES = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _SIZES_OF_QUERY_GROUPS = ("num_query_groups", "kv_channels")
 _SIZES_OF_DENSE = ("ffn_hidden_size",)
 _SIZES_OF_EXPERTS = ("moe_ffn_hidden_size",)
+_EXPERTS = "num_moe_experts"
+"""Here no value is one too: a dense model."""
 
 
 def completed(values: Mapping[str, object], origin: str) -> Record:
@@ -36,7 +38,7 @@ def refuse_contradiction(model: Model, others: Iterable[Record]) -> None:
     for other in others:
         for name in _compared(model.mcore):
             ours, theirs = model.mcore.get(name), other.get(name)
-            if None not in (ours, theirs) and ours != theirs:
+            if ours != theirs and (None not in (ours, theirs) or name == _EXPERTS):
                 raise _contradiction(model, name, ours, other, f"{name} {theirs!r}")
         vocabulary, padded = model.mcore.get("vocab_size"), other.get("padded_vocab_size")
         if isinstance(vocabulary, int) and isinstance(padded, int) and padded < vocabulary:
@@ -46,8 +48,8 @@ def refuse_contradiction(model: Model, others: Iterable[Record]) -> None:
 def _compared(values: Record) -> tuple[str, ...]:
     """The names that mean the same in every description of such a model."""
     of_attention = () if values.get("multi_latent_attention") else _SIZES_OF_QUERY_GROUPS
-    of_mlp = _SIZES_OF_DENSE if values.get("num_moe_experts") is None else _SIZES_OF_EXPERTS
-    return (*_SIZES, *of_attention, *of_mlp)
+    of_mlp = _SIZES_OF_DENSE if values.get(_EXPERTS) is None else _SIZES_OF_EXPERTS
+    return (*_SIZES, _EXPERTS, *of_attention, *of_mlp)
 
 
 def _contradiction(model: Model, name: str, ours: object, other: Record, theirs: str) -> BadInputError:

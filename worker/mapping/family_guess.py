@@ -16,6 +16,7 @@ from .families.qwen3 import QWEN3
 from .families.qwen3_moe import QWEN3_MOE
 from .family import Family
 from .record import Record
+from .upstream_classes import VARIANT_FIELDS
 
 _NEUTRAL: Mapping[str, object] = {
     "normalization": "LayerNorm",
@@ -52,6 +53,7 @@ _NEUTRAL: Mapping[str, object] = {
     "linear_attention_freq": None,
     "rope_scaling": False,
     "seq_len_interpolation_factor": None,
+    **dict.fromkeys(VARIANT_FIELDS),
 }
 """Values that change the forward pass, and what stands for their absence."""
 
@@ -169,12 +171,8 @@ def _lost(family: Family, values: Record) -> list[str]:
         again = family.to_mcore(family.to_hf(values))
     except FerryError as error:
         raise _undecided(values, f"{family.name}, but {error}", "values that its HF config can say") from error
-    names = {**_NEUTRAL, **(_NEUTRAL_OF_EXPERTS if values.get("num_moe_experts") else {})}
-    return [
-        f"{name} {_value(values, name)!r}"
-        for name in names
-        if name in values.values and _value(values, name) != _value(again, name)
-    ]
+    names = (*_NEUTRAL, *(_NEUTRAL_OF_EXPERTS if values.get("num_moe_experts") else ()))
+    return [f"{name} {_value(values, name)!r}" for name in names if _value(values, name) != _value(again, name)]
 
 
 def _undecided(values: Record, found: str, expected: str) -> BadInputError:
