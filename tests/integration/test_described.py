@@ -220,7 +220,7 @@ def test_a_given_config_must_agree(
         {"num_query_groups": 4},
         {"group_query_attention": False},
         {"ffn_hidden_size": 128},
-        {"vocab_size": 999},
+        {"vocab_size": 1001},
         {"padded_vocab_size": 512},
         {"num_experts": 8},
     ],
@@ -233,6 +233,15 @@ def test_args_that_contradict_what_lies_beside_are_refused(
     save_args(root, **change)
 
     assert "in the args saved in" in refused(warm_model_configs, root)
+
+
+def test_a_vocabulary_that_hf_pads_itself_is_no_contradiction(
+    imported: Path, tmp_path: Path, warm_model_configs: Path
+) -> None:
+    root = shutil.copytree(imported / "mcore", tmp_path / "mcore")
+    save_args(root, vocab_size=999)
+
+    assert same_tensors(export(warm_model_configs, root), imported / "hf")
 
 
 def test_args_of_a_run_that_built_its_model_otherwise_say_nothing(

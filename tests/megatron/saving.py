@@ -17,10 +17,13 @@ from .training import arguments
 ITERATION = 10
 
 
-def save_as_trained(root: Path, target: Path, tp_size: int, pp_size: int, optimizer_format: str) -> None:
+def save_as_trained(
+    root: Path, target: Path, tp_size: int, pp_size: int, optimizer_format: str, described: tuple[str, ...] = ()
+) -> None:
     """The model at `root`, its weights untouched, after a training step at these sizes, saved at `target`.
 
-    `optimizer_format` is upstream's name for how a distributed optimizer lays out its state.
+    `optimizer_format` is upstream's name for how a distributed optimizer lays out its state; `described` is the
+    command line that describes the model, if one does.
     """
     with megatron_on("cpu"), _NamedAsOnCuda():
         model = build(root, tp_size, pp_size)
@@ -28,7 +31,7 @@ def save_as_trained(root: Path, target: Path, tp_size: int, pp_size: int, optimi
         wrapped = DistributedDataParallel(
             model.config, DistributedDataParallelConfig(use_distributed_optimizer=True), model
         )
-        options = arguments(model, "--save", str(target), "--use-distributed-optimizer")
+        options = arguments(model, "--save", str(target), "--use-distributed-optimizer", *described)
         options.dist_ckpt_optim_fully_reshardable = optimizer_format == "fully_reshardable"
         with mock.patch.object(global_vars, "_GLOBAL_ARGS", options):
             checkpointing.save_checkpoint(ITERATION, [wrapped], _stepped_optimizer(wrapped), None, 0)

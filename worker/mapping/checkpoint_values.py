@@ -7,7 +7,7 @@ from .bindings import Model
 from .family_guess import guess_family
 from .record import Record
 
-_SIZES = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size")
+_SIZES = ("num_layers", "hidden_size", "num_attention_heads")
 _SIZES_OF_QUERY_GROUPS = ("num_query_groups", "kv_channels")
 _SIZES_OF_DENSE = ("ffn_hidden_size",)
 _SIZES_OF_EXPERTS = ("moe_ffn_hidden_size",)
@@ -40,9 +40,16 @@ def refuse_contradiction(model: Model, others: Iterable[Record]) -> None:
             ours, theirs = model.mcore.get(name), other.get(name)
             if ours != theirs and (None not in (ours, theirs) or name == _EXPERTS):
                 raise _contradiction(model, name, ours, other, f"{name} {theirs!r}")
-        vocabulary, padded = model.mcore.get("vocab_size"), other.get("padded_vocab_size")
-        if isinstance(vocabulary, int) and isinstance(padded, int) and padded < vocabulary:
-            raise _contradiction(model, "vocab_size", vocabulary, other, f"padded_vocab_size {padded}, which is less")
+        _refuse_other_vocabulary(model, other)
+
+
+def _refuse_other_vocabulary(model: Model, other: Record) -> None:
+    """HF's may be the larger one, since some released vocabularies are padded themselves; it never cuts rows off."""
+    ours, theirs, padded = model.mcore.get("vocab_size"), other.get("vocab_size"), other.get("padded_vocab_size")
+    if isinstance(ours, int) and isinstance(theirs, int) and ours < theirs:
+        raise _contradiction(model, "vocab_size", ours, other, f"vocab_size {theirs}, which is more")
+    if isinstance(ours, int) and isinstance(padded, int) and ours > padded:
+        raise _contradiction(model, "vocab_size", ours, other, f"padded_vocab_size {padded}, which is less")
 
 
 def _compared(values: Record) -> tuple[str, ...]:
