@@ -1,9 +1,11 @@
 """Checkpoints as training runs leave them: described by args alone, or older than `torch_dist`, a pickle a rank."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.families.case import BY_NAME, VOCABULARY, Case
 from tests.families.test_round_trip import tensors
@@ -149,6 +151,21 @@ def test_the_args_in_the_common_state_are_a_config(
 
     assert tensors(target) == tensors(workshop.source(case))
     assert config_of(target) == config_of(workshop.source(case))
+
+
+def test_an_older_common_file_wins_over_the_common_state(
+    workshop: Workshop, megatron: Ranks, target: Path, tmp_path: Path
+) -> None:
+    train(workshop, megatron, BY_NAME["gqa"], tmp_path / "mcore", 1)
+    args = Namespace(num_layers=3, hidden_size=48)
+    torch.save({"args": args}, tmp_path / "mcore" / f"iter_{ITERATION:07d}" / "common.pt")
+
+    spec = ExportSpec(
+        source=str(tmp_path / "mcore"), target=str(target), hf_config=str(workshop.source(BY_NAME["gqa"]))
+    )
+
+    with pytest.raises(BadInputError, match="num_layers 3 in the args"):
+        workshop.run(spec)
 
 
 @pytest.mark.slow

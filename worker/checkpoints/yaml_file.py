@@ -21,6 +21,4 @@ def read_yaml_object(path: Path, expected: str) -> dict[str, object]:
 
 
 def _bad(path: Path, found: str, expected: str) -> BadInputError:
-    return BadInputError(
-        "bad_config", str(path), found=found, expected=expected, next_step="Mend or remove it, or give --hf-config."
-    )
+    return BadInputError("bad_config", str(path), found=found, expected=expected, next_step="Mend it, or move it away.")

@@ -7,6 +7,7 @@ from .bindings import Model
 from .family_guess import guess_family
 from .record import Record
 
+_GROUPS = ("moe_router_num_groups", "moe_router_group_topk")
 _SIZES = ("num_layers", "hidden_size", "num_attention_heads")
 _SIZES_OF_QUERY_GROUPS = ("num_query_groups", "kv_channels")
 _SIZES_OF_DENSE = ("ffn_hidden_size",)
@@ -22,6 +23,8 @@ def completed(values: Mapping[str, object], origin: str) -> Record:
         found["add_qkv_bias"] = True
     if "num_moe_experts" in found and "ffn_hidden_size" in found:
         found.setdefault("moe_ffn_hidden_size", found["ffn_hidden_size"])
+    if found.get("moe_router_group_topk") == found.get("moe_router_num_groups"):  # no group is left out
+        found = {name: value for name, value in found.items() if name not in _GROUPS}
     return Record(found, origin)
 
 

@@ -73,6 +73,9 @@ _NEUTRAL_OF_EXPERTS: Mapping[str, object] = {
 }
 """The same, of models with experts; others have them without meaning."""
 
+_NEUTRAL_OF_LATENTS: Mapping[str, object] = {"rotary_scaling_factor": 1.0}
+"""The same, of latent attention, which scales its softmax by this even where rope is not yarn's."""
+
 _NEEDED = (
     "num_layers",
     "hidden_size",
@@ -160,9 +163,8 @@ def _holds(tell: _Tell, values: Record) -> bool:
 
 
 def _value(values: Record, name: str) -> object:
-    neutral = _NEUTRAL[name] if name in _NEUTRAL else _NEUTRAL_OF_EXPERTS.get(name)
     value = values.get(name)
-    return neutral if value is None else value
+    return {**_NEUTRAL, **_NEUTRAL_OF_EXPERTS, **_NEUTRAL_OF_LATENTS}[name] if value is None else value
 
 
 def _lost(family: Family, values: Record) -> list[str]:
@@ -171,8 +173,13 @@ def _lost(family: Family, values: Record) -> list[str]:
         again = family.to_mcore(family.to_hf(values))
     except FerryError as error:
         raise _undecided(values, f"{family.name}, but {error}", "values that its HF config can say") from error
-    names = (*_NEUTRAL, *(_NEUTRAL_OF_EXPERTS if values.get("num_moe_experts") else ()))
-    return [f"{name} {_value(values, name)!r}" for name in names if _value(values, name) != _value(again, name)]
+    of_experts = _NEUTRAL_OF_EXPERTS if values.get("num_moe_experts") else ()
+    of_latents = _NEUTRAL_OF_LATENTS if values.get("multi_latent_attention") else ()
+    return [
+        f"{name} {_value(values, name)!r}"
+        for name in (*_NEUTRAL, *of_experts, *of_latents)
+        if _value(values, name) != _value(again, name)
+    ]
 
 
 def _undecided(values: Record, found: str, expected: str) -> BadInputError:

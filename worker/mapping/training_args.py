@@ -53,8 +53,14 @@ def _attention(args: Mapping[str, object]) -> dict[str, object]:
     return {
         "num_query_groups": args.get("num_query_groups" if grouped else "num_attention_heads"),
         "add_bias_linear": every,
-        **({"rope_type": args.get("rope_type") or "yarn"} if args.get("multi_latent_attention") else {}),
+        **(_latents(args) if args.get("multi_latent_attention") else {}),
     }
+
+
+def _latents(args: Mapping[str, object]) -> dict[str, object]:
+    """What the program leaves to `MLATransformerConfig` where it has no argument for it."""
+    own = {"rope_type": "yarn", "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+    return {name: value if args.get(name) is None else args[name] for name, value in own.items()}
 
 
 def _embeddings(args: Mapping[str, object]) -> dict[str, object]:
