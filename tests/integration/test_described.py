@@ -223,6 +223,8 @@ def test_a_given_config_must_agree(
         {"vocab_size": 1001},
         {"padded_vocab_size": 512},
         {"num_experts": 8},
+        {"rotary_interleaved": True},
+        {"moe_mlp_glu_interleave_size": 32},
     ],
     ids=str,
 )

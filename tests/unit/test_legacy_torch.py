@@ -173,8 +173,8 @@ def test_experts_are_a_stack(tmp_path: Path, spelling: str) -> None:
 
 
 def test_states_of_kernels_are_no_tensors_of_the_model(tmp_path: Path) -> None:
-    model = {"output_layer.weight": torch.randn(2, 2), "output_layer._extra_state": torch.zeros(3, dtype=torch.uint8)}
-    save_rank(tmp_path, "mp_rank_00", dict[str, object](model))
+    states = {"output_layer._extra_state": torch.zeros(3, dtype=torch.uint8), "mlp.linear_fc1._extra_state0": None}
+    save_rank(tmp_path, "mp_rank_00", {"output_layer.weight": torch.randn(2, 2), **states})
 
     assert list(merged(tmp_path).tensors) == ["output_layer.weight"]
 

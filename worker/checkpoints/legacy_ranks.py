@@ -94,7 +94,7 @@ def _tensors(path: Path, archive: Archive, model: object) -> dict[str, FoundTens
         if isinstance(value, dict):
             raise bad_checkpoint(path, f"nested tensors under {name!r}", "the flat names of a Megatron-Core model")
         # States of Transformer Engine's kernels; they are no part of the model.
-        if not name.endswith(_EXTRA_STATE):
+        if not name.rpartition(".")[2].startswith(_EXTRA_STATE):
             found[name] = _find(path, archive, name, value)
     return found
 

@@ -8,6 +8,7 @@ from .family_guess import guess_family
 from .record import Record
 
 _GROUPS = ("moe_router_num_groups", "moe_router_group_topk")
+_ROW_ORDERS = ("moe_mlp_glu_interleave_size", "moe_shared_expert_glu_interleave_size")
 _SIZES = ("num_layers", "hidden_size", "num_attention_heads")
 _SIZES_OF_QUERY_GROUPS = ("num_query_groups", "kv_channels")
 _SIZES_OF_DENSE = ("ffn_hidden_size",)
@@ -44,6 +45,7 @@ def refuse_contradiction(model: Model, others: Iterable[Record]) -> None:
             if ours != theirs and (None not in (ours, theirs) or name == _EXPERTS):
                 raise _contradiction(model, name, ours, other, f"{name} {theirs!r}")
         _refuse_other_vocabulary(model, other)
+        _refuse_other_rows(model, other)
 
 
 def _refuse_other_vocabulary(model: Model, other: Record) -> None:
@@ -53,6 +55,16 @@ def _refuse_other_vocabulary(model: Model, other: Record) -> None:
         raise _contradiction(model, "vocab_size", ours, other, f"vocab_size {theirs}, which is more")
     if isinstance(ours, int) and isinstance(padded, int) and ours > padded:
         raise _contradiction(model, "vocab_size", ours, other, f"padded_vocab_size {padded}, which is less")
+
+
+def _refuse_other_rows(model: Model, other: Record) -> None:
+    """The same shapes may hold their rows in another order, which no check of shapes would see."""
+    # Latent attention interleaves rotary pairs whatever this says.
+    of_heads = () if model.mcore.get("multi_latent_attention") else ("rotary_interleaved",)
+    for name in (*of_heads, *_ROW_ORDERS):
+        theirs = other.get(name)
+        if theirs and theirs != model.mcore.get(name):
+            raise _contradiction(model, name, model.mcore.get(name), other, f"{name} {theirs!r}")
 
 
 def _compared(values: Record) -> tuple[str, ...]:

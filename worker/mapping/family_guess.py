@@ -69,6 +69,8 @@ _NEUTRAL_OF_EXPERTS: Mapping[str, object] = {
     "moe_shared_expert_gate": False,
     "moe_apply_probs_on_input": False,
     "moe_latent_size": None,
+    "moe_mlp_glu_interleave_size": None,
+    "moe_shared_expert_glu_interleave_size": None,
     "moe_router_topk_limited_devices": None,
 }
 """The same, of models with experts; others have them without meaning."""
