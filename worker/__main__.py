@@ -37,6 +37,7 @@ def _local(argv: list[str]) -> int:
     from . import local
     from .engine.processes import CopyOptions
     from .engine.throttle import shared_limits
+    from .jobs.locations import LocalPaths
 
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -47,15 +48,18 @@ def _local(argv: list[str]) -> int:
         command.add_argument("spec")
         command.add_argument("--copy-processes", type=int, default=1)
         command.add_argument("--io-bytes-per-second", type=int)
+        command.add_argument("--allow-pickle", action="store_true")
     arguments = parser.parse_args(argv)
     if arguments.command == "families":
         return local.list_families()
     if arguments.command == "explain":
         return local.explain_here(arguments.source)
+    locations = LocalPaths(allow_pickle=arguments.allow_pickle)
     if arguments.command == "plan":
-        return local.plan_here(arguments.spec, CopyOptions(processes=arguments.copy_processes))
+        return local.plan_here(arguments.spec, CopyOptions(processes=arguments.copy_processes), locations)
     with shared_limits(arguments.io_bytes_per_second) as limits:
-        return local.run_here(arguments.spec, CopyOptions(processes=arguments.copy_processes, limits=limits))
+        options = CopyOptions(processes=arguments.copy_processes, limits=limits)
+        return local.run_here(arguments.spec, options, locations)
 
 
 if __name__ == "__main__":

@@ -36,14 +36,14 @@ _SUFFIX = "local"
 _SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 
-def run_here(spec_json: str, options: CopyOptions) -> int:
+def run_here(spec_json: str, options: CopyOptions, locations: LocalPaths) -> int:
     """Run the job and publish its output; exit code 0, 2 for bad input, 1 for the rest."""
-    return _exit_code(lambda: {"result": _run(spec_json, options).model_dump(mode="json")})
+    return _exit_code(lambda: {"result": _run(spec_json, options, locations).model_dump(mode="json")})
 
 
-def plan_here(spec_json: str, options: CopyOptions) -> int:
+def plan_here(spec_json: str, options: CopyOptions, locations: LocalPaths) -> int:
     """Print the job's plan."""
-    return _exit_code(lambda: {"plan": plan(_spec(spec_json), LocalPaths(), options)})
+    return _exit_code(lambda: {"plan": plan(_spec(spec_json), locations, options)})
 
 
 def list_families() -> int:
@@ -80,9 +80,9 @@ def _explained(source: str) -> dict[str, Any]:
     }
 
 
-def _run(spec_json: str, options: CopyOptions) -> Result:
+def _run(spec_json: str, options: CopyOptions, locations: LocalPaths) -> Result:
     context = JobContext(
-        locations=LocalPaths(),
+        locations=locations,
         job_id=f"local_{uuid.uuid4().hex}",
         staging_suffix=_SUFFIX,
         earlier=lambda target: (partial_folder(target, _SUFFIX),),

@@ -52,11 +52,13 @@ class WorkerSettings:
     """CUDA's own variable: what the operator leaves of the host's GPUs."""
     pretend_gpus: tuple[str, ...] = ()
     """UUIDs of GPUs that this host shall act as if it had."""
+    allow_pickle: bool = False
+    """Whether Megatron's older `torch` checkpoints are read, whose index is a pickle."""
 
     @property
     def locations(self) -> Roots:
         """What its jobs may use."""
-        return Roots(paths_of(self.roots))
+        return Roots(paths_of(self.roots), allow_pickle=self.allow_pickle)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "WorkerSettings":
@@ -78,6 +80,7 @@ class WorkerSettings:
             host_gpus=_read(found, "FERRY_HOST_GPUS", _count, None),
             visible_devices=found.get("CUDA_VISIBLE_DEVICES"),
             pretend_gpus=_read(found, "FERRY_PRETEND_GPUS", _names, ()),
+            allow_pickle=_read(found, "FERRY_ALLOW_PICKLE", _switch, False),
             copy_processes=_read(found, "FERRY_COPY_PROCESSES", _count, _default_copy_processes()),
             io_bytes_per_second=_read(found, "FERRY_IO_BYTES_PER_SECOND", _count, None),
             lease_seconds=_read(found, "FERRY_LEASE_SECONDS", _lease_seconds, 15.0),
@@ -128,6 +131,12 @@ def _default_copy_processes() -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("1 or 0")
+    return text == "1"
 
 
 def _path(text: str) -> Path:

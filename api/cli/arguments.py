@@ -33,6 +33,15 @@ Rate = Annotated[
         show_envvar=False,
     ),
 ]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read Megatron's older torch format, with --local.",
+        envvar="FERRY_ALLOW_PICKLE",
+        show_envvar=False,
+    ),
+]
 Plan = Annotated[bool, typer.Option("--plan", help="Print the plan as JSON and write nothing.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")]
 _ASK = "For the server"

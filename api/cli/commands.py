@@ -15,6 +15,7 @@ from worker.jobs.state import CheckpointResult, ConfigResult, Result, VerifyResu
 from ..settings import server_url
 from .arguments import (
     After,
+    AllowPickle,
     AsJson,
     Dtype,
     Gpus,
@@ -118,6 +119,7 @@ def export(
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
     rate: Rate = None,
+    allow_pickle: AllowPickle = False,
     plan: Plan = False,
     no_wait: NoWait = False,
     server: Server = None,
@@ -128,7 +130,7 @@ def export(
     after: After = None,
     label: Labels = None,
 ) -> None:
-    """Megatron-Core torch_dist checkpoint -> Hugging Face folder."""
+    """Megatron-Core checkpoint -> Hugging Face folder."""
     with reading_arguments():
         spec = ExportSpec(
             source=as_sent(source),
@@ -141,7 +143,8 @@ def export(
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
-    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate, asks=asks), plan=plan, no_wait=no_wait)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
 
 
 @app.command("config")
@@ -175,6 +178,7 @@ def verify(
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
     rate: Rate = None,
+    allow_pickle: AllowPickle = False,
     no_wait: NoWait = False,
     server: Server = None,
 ) -> None:
@@ -185,7 +189,8 @@ def verify(
             against=as_sent(against) if against else None,
             hf_config=as_sent(hf_config) if hf_config else None,
         )
-    _convert(spec, _place(server, local=local, jobs=jobs, rate=rate), plan=False, no_wait=no_wait)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle)
+    _convert(spec, place, plan=False, no_wait=no_wait)
 
 
 @app.command("jobs")
@@ -303,6 +308,7 @@ def _place(
     local: bool,
     jobs: int = 1,
     rate: str | None = None,
+    allow_pickle: bool = False,
     asks: Mapping[str, Any] | None = None,
 ) -> Place:
     if not local:
@@ -311,7 +317,8 @@ def _place(
         raise typer.BadParameter(f"--local runs now and here; {', '.join(asks)} would be for a server")
     if server is not None:
         raise typer.BadParameter("--local works without a server; give one of --local and --server")
-    return Here(copy_processes=jobs, io_bytes_per_second=_size(rate) if rate else None)
+    limit = _size(rate) if rate else None
+    return Here(copy_processes=jobs, io_bytes_per_second=limit, allow_pickle=allow_pickle)
 
 
 def _explain(source: str, *, as_json: bool) -> None:

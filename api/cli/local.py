@@ -27,7 +27,7 @@ def worker_command(*arguments: str) -> list[str]:
 
 def run_local(spec: JobSpec, here: Here, show: Callable[[Progress], None]) -> Result:
     """Run the job to its end; FerryError as the job fails."""
-    options = ["--copy-processes", str(here.copy_processes)]
+    options = _options(here)
     if here.io_bytes_per_second is not None:
         options += ["--io-bytes-per-second", str(here.io_bytes_per_second)]
     answer = _last_line(worker_command("run", spec.model_dump_json(), *options), show)
@@ -36,8 +36,12 @@ def run_local(spec: JobSpec, here: Here, show: Callable[[Progress], None]) -> Re
 
 def plan_local(spec: JobSpec, here: Here) -> dict[str, Any]:
     """What the job would do."""
-    options = ["--copy-processes", str(here.copy_processes)]
-    return _last_line(worker_command("plan", spec.model_dump_json(), *options), _unseen)["plan"]
+    return _last_line(worker_command("plan", spec.model_dump_json(), *_options(here)), _unseen)["plan"]
+
+
+def _options(here: Here) -> list[str]:
+    allowed = ["--allow-pickle"] if here.allow_pickle else []
+    return ["--copy-processes", str(here.copy_processes), *allowed]
 
 
 def families() -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ class Here:
 
     copy_processes: int = 1
     io_bytes_per_second: int | None = None
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,9 +43,9 @@ class Workshop:
             self.run(ImportSpec(source=str(self.source(case)), target=str(target)))
         return target
 
-    def run(self, spec: ImportSpec | ExportSpec) -> None:
+    def run(self, spec: ImportSpec | ExportSpec, *, allow_pickle: bool = False) -> None:
         """Do a job and publish its output."""
-        outcome = run(spec, self._context())
+        outcome = run(spec, self._context(LocalPaths(allow_pickle=allow_pickle)))
         assert isinstance(outcome, Prepared)
         outcome.staged.publish()
 
@@ -56,9 +56,9 @@ class Workshop:
             self._made.add(path)
         return path
 
-    def _context(self) -> JobContext:
+    def _context(self, locations: LocalPaths) -> JobContext:
         return JobContext(
-            locations=LocalPaths(),
+            locations=locations,
             job_id="job",
             staging_suffix="test",
             report=lambda _: None,

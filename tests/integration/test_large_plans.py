@@ -19,8 +19,6 @@ from worker.jobs.spec import ImportSpec
 _PEAK = "import resource; peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss"
 _RUN = "import subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode"
 _MEASURED = f"{_RUN}; {_PEAK}; print(peak); sys.exit(code)"
-    f"import subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; {_PEAK}; print(peak); sys.exit(code)"
-)
 
 
 @pytest.mark.parametrize(

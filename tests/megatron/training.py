@@ -14,6 +14,8 @@ from megatron.core.num_microbatches_calculator import (
 from megatron.training import checkpointing, global_vars
 from megatron.training.arguments import add_megatron_arguments
 
+from worker.checkpoints.plain_values import plain_attributes
+
 from .cpu import megatron_on
 from .model import build, forward
 
@@ -53,7 +55,13 @@ def arguments(model: GPTModel, *options: str) -> argparse.Namespace:
         "skipped_train_samples": 0,
         "params_dtype": model.config.params_dtype,
         "iteration": 0,
-        "use_dist_ckpt": True,
+        "use_dist_ckpt": parsed.ckpt_format != "torch",
         "non_persistent_global_ckpt_dir": None,
     }
     return argparse.Namespace(**{**vars(parsed), **derived})
+
+
+def parsed(line: str) -> dict[str, object]:
+    """A command line as Megatron's parser reads it, in plain values, and what its program derives from `--bf16`."""
+    found = add_megatron_arguments(argparse.ArgumentParser()).parse_args(line.split())
+    return plain_attributes({**vars(found), "params_dtype": "bfloat16"})

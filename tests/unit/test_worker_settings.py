@@ -31,6 +31,7 @@ def test_every_variable_is_read() -> None:
             "FERRY_IO_BYTES_PER_SECOND": "1000",
             "FERRY_LEASE_SECONDS": "2.5",
             "FERRY_GRACE_SECONDS": "0",
+            "FERRY_ALLOW_PICKLE": "1",
         }
     )
 
@@ -46,7 +47,9 @@ def test_every_variable_is_read() -> None:
         io_bytes_per_second=1000,
         lease_seconds=2.5,
         grace_seconds=0,
+        allow_pickle=True,
     )
+    assert settings.locations.allow_pickle
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,7 @@ def test_every_variable_is_read() -> None:
         ("FERRY_LEASE_SECONDS", "nan"),
         ("FERRY_GRACE_SECONDS", "-1"),
         ("FERRY_GRACE_SECONDS", "soon"),
+        ("FERRY_ALLOW_PICKLE", "yes"),
     ],
 )
 def test_nonsense_is_refused_by_its_name(name: str, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from .torch_dist import METADATA, bad_checkpoint
+from .legacy_ranks import is_legacy
+from .refusal import bad_checkpoint
+from .torch_dist import METADATA
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -20,15 +22,22 @@ def tracker_text(iteration: int | None) -> str:
 
 def iteration_folder(checkpoint: Path) -> Path:
     """The folder that a loader would take: the path itself, or what the tracker file says."""
-    if (checkpoint / METADATA).exists():
+    if _holds_weights(checkpoint):
         return checkpoint
     tracker = checkpoint / TRACKER
     if not tracker.exists():
-        raise bad_checkpoint(checkpoint, f"neither {METADATA} nor {TRACKER}", "a torch_dist checkpoint", missing=True)
+        raise bad_checkpoint(
+            checkpoint, f"neither {METADATA}, nor mp_rank folders, nor {TRACKER}", "a Megatron checkpoint", missing=True
+        )
     text = tracker.read_text().strip()
     if text != RELEASE and not (text.isascii() and text.isdecimal()):
         raise bad_checkpoint(tracker, repr(text[:40]), f"an iteration number or {RELEASE!r}")
     folder = checkpoint / iteration_name(None if text == RELEASE else int(text))
-    if not (folder / METADATA).exists():
-        raise bad_checkpoint(folder, f"no {METADATA}", f"the checkpoint that {TRACKER} names", missing=True)
+    if not _holds_weights(folder):
+        found = f"no {METADATA} and no mp_rank folders"
+        raise bad_checkpoint(folder, found, f"the checkpoint that {TRACKER} names", missing=True)
     return folder
+
+
+def _holds_weights(folder: Path) -> bool:
+    return (folder / METADATA).exists() or is_legacy(folder)

@@ -8,7 +8,8 @@ import os
 import pickle
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,6 +20,18 @@ from .torch_pickle import Call, Global, Inert, Persistent, read_inert, write
 _ALIGNMENT = 64
 _BIG = 0xFFFFFFFF
 _DIRECTORY_TAIL_BYTES = 4096
+_STORAGES = "data/"
+_UNREADABLE = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    EOFError,
+    RecursionError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,34 +154,66 @@ class ArchiveError(Exception):
     """The bytes are no `torch.save` archive of one plain, contiguous tensor."""
 
 
-def find_tensor(descriptor: int, offset: int, length: int) -> FoundTensor:
-    """The tensor saved in `length` bytes of an open file from `offset`. ArchiveError where there is none."""
-    try:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """A saved value, its tensors and all other objects inert, and where the bytes of its storages lie."""
+
+    value: Any
+    storages: Mapping[str, tuple[int, int]]
+    """By key: (file offset, size)."""
+
+    def find(self, tensor: object) -> FoundTensor:
+        """Where the bytes of a tensor of `value` lie. ArchiveError where it is no plain, contiguous tensor."""
+        with _reading():
+            rebuilt = _unwrapped(tensor)
+            return _found(rebuilt, self.storages[rebuilt.arguments[0][2]])
+
+
+def read_archive(descriptor: int, offset: int, length: int) -> Archive:
+    """The archive in `length` bytes of an open file from `offset`. ArchiveError where there is none."""
+    with _reading():
         entries = {name.split("/", 1)[1]: entry for name, entry in _directory(descriptor, offset, length)}
         start, size = _data(descriptor, offset, entries["data.pkl"])
-        rebuilt = read_inert(os.pread(descriptor, size, start), lambda reference: reference)
-        return _found(rebuilt, _data(descriptor, offset, entries["data/0"]))
-    except (KeyError, IndexError, ValueError, TypeError, struct.error, EOFError, pickle.UnpicklingError) as error:
-        raise ArchiveError(f"{type(error).__name__}: {error}") from error
+        value = read_inert(os.pread(descriptor, size, start), lambda reference: reference)
+        keys = [name for name in entries if name.startswith(_STORAGES)]
+        storages = {name.removeprefix(_STORAGES): _data(descriptor, offset, entries[name]) for name in keys}
+        return Archive(value=value, storages=storages)
+
+
+def find_tensor(descriptor: int, offset: int, length: int) -> FoundTensor:
+    """The tensor saved in `length` bytes of an open file from `offset`. ArchiveError where there is none."""
+    archive = read_archive(descriptor, offset, length)
+    return archive.find(archive.value)
 
 
 def read_object(data: bytes) -> Any:
-    """The value of a `torch.save` archive, its objects inert. ArchiveError where it holds a tensor or is broken."""
+    """The value of a `torch.save` archive, its objects inert. ArchiveError where it is broken."""
     descriptor = os.memfd_create("archive")
     try:
         os.write(descriptor, data)
-        entries = {name.split("/", 1)[1]: entry for name, entry in _directory(descriptor, 0, len(data))}
-        start, size = _data(descriptor, 0, entries["data.pkl"])
-        return read_inert(data[start : start + size])
-    except (KeyError, IndexError, ValueError, TypeError, struct.error, EOFError, pickle.UnpicklingError) as error:
-        raise ArchiveError(f"{type(error).__name__}: {error}") from error
+        return read_archive(descriptor, 0, len(data)).value
     finally:
         os.close(descriptor)
 
 
-def _found(rebuilt: Any, data: tuple[int, int]) -> FoundTensor:
-    if not isinstance(rebuilt, Inert) or rebuilt.name != "torch._utils._rebuild_tensor_v2":
+@contextmanager
+def _reading() -> Generator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise ArchiveError(f"{type(error).__name__}: {error}") from error
+
+
+def _unwrapped(tensor: object) -> Inert:
+    """The plain tensor in a parameter."""
+    while isinstance(tensor, Inert) and tensor.name.startswith("torch._utils._rebuild_parameter"):
+        tensor = tensor.arguments[0]
+    if not isinstance(tensor, Inert) or tensor.name != "torch._utils._rebuild_tensor_v2":
         raise ArchiveError("no plain tensor")
+    return tensor
+
+
+def _found(rebuilt: Inert, data: tuple[int, int]) -> FoundTensor:
     storage, storage_offset, shape, strides = rebuilt.arguments[:4]
     dtype = _storage_dtype(storage)
     shape = tuple(int(size) for size in shape)

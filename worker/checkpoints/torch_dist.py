@@ -6,15 +6,14 @@ import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise, product
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..jobs.errors import BadInputError
 from .dtypes import BY_TORCH
-from .extents import Extent, Run, StoredTensor, Strand, Weave, flat_index
-from .torch_archive import ArchiveError, find_tensor, read_object
+from .extents import Extent, StoredTensor
+from .refusal import bad_checkpoint
+from .tiling import Tiling
+from .torch_archive import ArchiveError, find_tensor, read_archive
 from .torch_pickle import Inert, read_inert
 
 METADATA = ".metadata"
@@ -51,10 +50,8 @@ class TorchDistFolder:
     chunks: Mapping[str, list[_Chunk]]
     offsets: dict[_Stored, int] = field(default_factory=dict[_Stored, int], repr=False)
     """Where the data of items that were looked at begins."""
-    by_slice: dict[tuple[str, int], dict[tuple[int, ...], list[_Chunk]]] = field(
-        default_factory=dict[tuple[str, int], dict[tuple[int, ...], list[_Chunk]]], repr=False
-    )
-    """By tensor and number of stack axes: the chunks of each slice."""
+    tilings: dict[str, Tiling[_Chunk]] = field(default_factory=dict[str, Tiling[_Chunk]], repr=False)
+    """Of the tensors that were looked at."""
 
     @classmethod
     def open(cls, folder: Path) -> "TorchDistFolder":
@@ -78,9 +75,13 @@ class TorchDistFolder:
         stored = self.objects.get(name)
         if stored is None:
             return None
-        with (self.folder / stored.file).open("rb") as file:
-            file.seek(stored.offset)
-            return read_object(file.read(stored.length))
+        path = self.folder / stored.file
+        try:
+            with path.open("rb") as file:
+                return read_archive(file.fileno(), stored.offset, stored.length).value
+        except ArchiveError as error:
+            found = f"object {name!r} in a form that cannot be read ({error})"
+            raise bad_checkpoint(path, found, "torch.save items") from error
 
     def whole(self, name: str) -> tuple[Extent, ...]:
         """All bytes of a tensor, in order."""
@@ -89,56 +90,15 @@ class TorchDistFolder:
 
     def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The bytes of `rows` rows of a tensor, or of slice `index` of a stack, however its chunks are cut."""
-        lead = len(index)
-        width = self.tensors[name].shape[lead + 1] if len(self.tensors[name].shape) > lead + 1 else 1
-        cuts = [
-            (chunk, max(start, chunk.offsets[lead]), min(start + rows, chunk.offsets[lead] + chunk.sizes[lead]))
-            for chunk in self._chunks_of(name, index)
-        ]
-        cuts = [cut for cut in cuts if cut[1] < cut[2]]
-        edges = sorted({start, start + rows, *(edge for _, low, high in cuts for edge in (low, high))})
-        return tuple(
-            self._band(name, index, low, high, width, [chunk for chunk, a, b in cuts if a <= low and high <= b])
-            for low, high in pairwise(edges)
-        )
+        if name not in self.tilings:
+            self.tilings[name] = self._tiling(name)
+        return self.tilings[name].rows(index, start, rows)
 
-    def _chunks_of(self, name: str, index: tuple[int, ...]) -> list[_Chunk]:
-        """The chunks that hold rows of one slice; a stack's are sorted out once, by the slices that they hold."""
-        key = (name, len(index))
-        if key not in self.by_slice:
-            self.by_slice[key] = _by_slice(self.chunks[name], len(index))
-        return self.by_slice[key].get(index, [])
+    def _tiling(self, name: str) -> Tiling[_Chunk]:
+        def locate(chunk: _Chunk) -> tuple[Path, int]:
+            return self.folder / chunk.stored.file, self._data_offset(name, chunk)
 
-    def _band(
-        self, name: str, index: tuple[int, ...], low: int, high: int, width: int, chunks: list[_Chunk]
-    ) -> Run | Weave:
-        """Rows low..high, across which no chunk begins or ends: one run, or strands side by side."""
-        column = len(index) + 1
-        chunks = sorted(chunks, key=lambda chunk: chunk.offsets[column:])
-        reached = 0
-        strands: list[Strand] = []
-        for chunk in chunks:
-            begin, size = (chunk.offsets[column], chunk.sizes[column]) if len(chunk.sizes) > column else (0, 1)
-            if begin != reached or chunk.sizes[column + 1 :] != self.tensors[name].shape[column + 1 :]:
-                break
-            reached += size
-            strands.append(self._strand(name, chunk, index, low))
-        if reached != width or len(strands) != len(chunks):
-            raise bad_checkpoint(
-                self.folder, f"chunks of tensor {name!r} that do not tile rows {low} to {high}", "exact tiling"
-            )
-        if len(strands) == 1:
-            return Run(strands[0].path, strands[0].offset, (high - low) * strands[0].row_bytes)
-        return Weave(high - low, tuple(strands))
-
-    def _strand(self, name: str, chunk: _Chunk, index: tuple[int, ...], low: int) -> Strand:
-        lead = len(index)
-        row_bytes = prod(chunk.sizes[lead + 1 :]) * self.tensors[name].item_bytes
-        inside = tuple(place - offset for place, offset in zip(index, chunk.offsets, strict=False))
-        rows_before = flat_index(inside, chunk.sizes[:lead]) * chunk.sizes[lead] + low - chunk.offsets[lead]
-        return Strand(
-            self.folder / chunk.stored.file, self._data_offset(name, chunk) + rows_before * row_bytes, row_bytes
-        )
+        return Tiling(name=name, origin=self.folder, tensor=self.tensors[name], boxes=self.chunks[name], locate=locate)
 
     def _data_offset(self, name: str, chunk: _Chunk) -> int:
         if chunk.stored not in self.offsets:
@@ -163,16 +123,6 @@ class TorchDistFolder:
             found_text = f"tensor {name!r} as {found.dtype} {list(found.shape)}"
             raise bad_checkpoint(path, found_text, f"{self.tensors[name].dtype} {list(chunk.sizes)} by the index")
         return found.offset
-
-
-def _by_slice(chunks: Iterable[_Chunk], lead: int) -> dict[tuple[int, ...], list[_Chunk]]:
-    """Every slice of the first `lead` axes with the chunks that reach into it."""
-    slices: defaultdict[tuple[int, ...], list[_Chunk]] = defaultdict(list)
-    for chunk in chunks:
-        axes = zip(chunk.offsets[:lead], chunk.sizes[:lead], strict=True)
-        for index in product(*(range(offset, offset + size) for offset, size in axes)):
-            slices[index].append(chunk)
-    return slices
 
 
 def _check_format(folder: Path) -> None:
@@ -228,14 +178,3 @@ def _plain_name(info: Inert) -> str:
     if info.attribute("transform_descriptors"):
         raise ValueError(f"compressed or encrypted items in {name}")
     return name
-
-
-def bad_checkpoint(path: Path, found: str, expected: str, *, missing: bool = False) -> BadInputError:
-    """The error for a Megatron checkpoint that is not what it should be."""
-    return BadInputError(
-        "missing_file" if missing else "bad_checkpoint",
-        f"Megatron checkpoint {path}",
-        found=found,
-        expected=expected,
-        next_step="Point at the folder that Megatron saved (with its tracker file), and check that it is complete.",
-    )

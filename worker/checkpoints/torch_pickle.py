@@ -25,6 +25,16 @@ class Inert:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __call__(self, *arguments: object) -> "Inert":
+        """What it would make is inert too."""
+        return Inert(*arguments)
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """What a mapping of its own class would hold is forgotten."""
+
+    def append(self, value: object) -> None:
+        """So is what a list of its own class would hold."""
+
     def attribute(self, name: str) -> Any:
         """A field of the pickled object, None where it was not set."""
         return self.state.get(name) if isinstance(self.state, dict) else None
@@ -59,13 +69,22 @@ class _InertUnpickler(pickle.Unpickler):
         return self._persistent(pid)
 
 
+class _Dict(dict[Any, Any]):
+    """May be given attributes: torch puts `_metadata` on state dicts."""
+
+
+def _filled_by_default(*arguments: object) -> _Dict:
+    return _Dict()
+
+
 def _first(value: object = None) -> object:
     return value
 
 
 _PLAIN: dict[tuple[str, str], Callable[..., object]] = {
     ("torch", "Size"): tuple,
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _Dict,
+    ("collections", "defaultdict"): _filled_by_default,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
     ("torch.serialization", "_get_layout"): _first,

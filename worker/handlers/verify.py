@@ -128,7 +128,13 @@ class _Side:
 def _against_another(one: Path, other: Path, spec: VerifySpec, context: JobContext) -> tuple[int, int, int]:
     hf_config = context.locations.resolve_source(spec.hf_config) if spec.hf_config else None
     formats = [_is_hf(place) for place in (one, other)]
-    sides = [_side(place, hf_config, mapped=not all(formats)) for place in (one, other)]
+    allow_pickle = context.locations.allow_pickle
+    sides = [
+        _hf_side(place, mapped=not all(formats))
+        if is_hf
+        else _megatron_side(place, hf_config, allow_pickle=allow_pickle)
+        for place, is_hf in zip((one, other), formats, strict=True)
+    ]
     _same_names(sides)
     names = tuple(name for name in sides[0].items if name in sides[1].items)
     for name in names:
@@ -154,10 +160,6 @@ def _is_hf(place: Path) -> bool:
     return (place / CONFIG).exists() and any(place.glob("*.safetensors"))
 
 
-def _side(place: Path, hf_config: Path | None, *, mapped: bool) -> _Side:
-    return _hf_side(place, mapped=mapped) if _is_hf(place) else _megatron_side(place, hf_config)
-
-
 def _hf_side(place: Path, *, mapped: bool) -> _Side:
     weights = open_tensors(place)
     left_out: frozenset[str] = frozenset()
@@ -179,8 +181,8 @@ def _hf_side(place: Path, *, mapped: bool) -> _Side:
     return _Side(place=place, items=items, left_out=left_out, sources=identities(weights.files_of(items)))
 
 
-def _megatron_side(place: Path, hf_config: Path | None) -> _Side:
-    opened = open_checkpoint(place, hf_config)
+def _megatron_side(place: Path, hf_config: Path | None, *, allow_pickle: bool) -> _Side:
+    opened = open_checkpoint(place, hf_config, allow_pickle=allow_pickle)
     items = {item.name: item for item in whole_tensors(items_of(opened.plan, opened.weights))}
     read = {block.source.name for task in opened.plan.tasks for block in task.blocks}
     sources = identities(opened.weights.files_of(read))

@@ -13,7 +13,12 @@ _NAMED = re.compile(r"^(?P<root>[A-Za-z][A-Za-z0-9_-]*):(?P<path>.*)$", re.DOTAL
 
 
 class Locations(Protocol):
-    """Turns a location into a path."""
+    """Turns a location into a path, and says what may be read there."""
+
+    @property
+    def allow_pickle(self) -> bool:
+        """Whether formats whose index is a pickle are read; even then nothing in a pickle runs."""
+        ...
 
     def resolve(self, location: str) -> Path:
         """An absolute path without links or `..`; BadInputError where the location is not allowed."""
@@ -32,6 +37,8 @@ class Locations(Protocol):
 class LocalPaths:
     """Any path that this user may use: what `--local` commands take."""
 
+    allow_pickle: bool = False
+
     def resolve(self, location: str) -> Path:
         _refuse_nul(location)
         return Path(location).expanduser().resolve()
@@ -48,6 +55,7 @@ class Roots:
     """Named directories; nothing outside them can be read or written. Links in their own paths are followed once."""
 
     paths: Mapping[str, Path]
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", {name: path.resolve() for name, path in self.paths.items()})

@@ -1,0 +1,33 @@
+"""The command line that a training run saved beside a `torch_dist` checkpoint's tensors."""
+
+import os
+from collections.abc import Mapping
+from typing import cast
+
+from .plain_values import plain_attributes
+from .refusal import bad_checkpoint
+from .torch_archive import ArchiveError, read_archive
+from .torch_dist import TorchDistFolder
+
+_FILE = "common.pt"
+_OBJECT = "common_state/shard_0_1"
+
+
+def saved_args(weights: TorchDistFolder) -> Mapping[str, object]:
+    """Megatron's `args` as plain values, read inert; empty where there are none.
+
+    Megatron-Core before 0.19 wrote `common.pt`, and its loader prefers that file where it is there.
+    """
+    common = _file(weights) if (weights.folder / _FILE).exists() else weights.object(_OBJECT)
+    if isinstance(common, list):  # 0.19 stores every object as the one item of a list
+        [common] = cast("list[object]", common)[:1] or [None]
+    return plain_attributes(cast("dict[str, object]", common).get("args")) if isinstance(common, dict) else {}
+
+
+def _file(weights: TorchDistFolder) -> object:
+    path = weights.folder / _FILE
+    with path.open("rb") as file:
+        try:
+            return read_archive(file.fileno(), 0, os.fstat(file.fileno()).st_size).value
+        except ArchiveError as error:
+            raise bad_checkpoint(path, f"a form that cannot be read ({error})", "a zip of torch.save") from error
