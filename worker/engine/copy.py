@@ -1,6 +1,5 @@
 """The copy loop: extents read into one reused buffer, digested while they are warm, written in order."""
 
-import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -29,16 +28,14 @@ class Segment:
 
 
 def copy_part(part: Part, file: Path, moved: Callable[[int], None], sources: SourceFiles) -> tuple[Segment, ...]:
-    """Write the part into its existing file and start its way to the disk; `moved` hears of every buffer of bytes.
+    """Write the part into its existing file; `moved` hears of every buffer of bytes.
 
     It hears of it after the buffer was read and before it is written: what it raises keeps the bytes from the file.
     """
     descriptor = os.open(file, os.O_WRONLY | os.O_NOFOLLOW)
     writer = _Writer(descriptor, part.spans[0].offset, moved, sources)
     try:
-        segments = _segments(part, writer)
-        _start_writeback(descriptor, part)
-        return segments
+        return _segments(part, writer)
     finally:
         writer.close()
 
@@ -213,21 +210,6 @@ def sync_file(path: Path) -> None:
 
 
 _ZEROS = bytes(BUFFER_BYTES)
-_SYNC_FILE_RANGE_WRITE = 2
-
-
-def _start_writeback(descriptor: int, part: Part) -> None:
-    """A hint: the disk works while the next part is copied, and the sync at the end finds little left."""
-    if hasattr(_LIBC, "sync_file_range"):
-        _LIBC.sync_file_range(
-            descriptor,
-            ctypes.c_int64(part.spans[0].offset),
-            ctypes.c_int64(part.bytes),
-            ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
-        )
-
-
-_LIBC = ctypes.CDLL(None)
 
 
 def _regions(source: int, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:

@@ -1,6 +1,7 @@
 """Parts: a plan's files cut into stretches of about equal size, each written by one process."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Span, TargetFile, Weave, Zeros
@@ -10,6 +11,7 @@ SEGMENT_BYTES = 256 * 2**20
 """A tensor longer than this has one digest per segment, so that several processes can share it."""
 _LEAST_PART_BYTES, _MOST_PART_BYTES = 64 * 2**20, 4 * 2**30
 _PARTS_AIMED_AT = 32
+_LEAST_FILE_BYTES = 256 * 2**20
 
 
 SHARED_BYTES = 2 * 2**30
@@ -31,6 +33,24 @@ class Part:
 def part_bytes_for(total_bytes: int) -> int:
     """A part's size: some dozens of parts for a common model, few enough for the largest."""
     return max(_LEAST_PART_BYTES, min(_MOST_PART_BYTES, total_bytes // _PARTS_AIMED_AT))
+
+
+def file_bytes_for(total_bytes: int) -> int:
+    """Size of the files that a writer is free to choose: so many that processes do not wait for each other's writes.
+
+    Linux lets one process at a time write to a file. Files far smaller than this were slower on ext4, by fits.
+    """
+    return max(_LEAST_FILE_BYTES, part_bytes_for(total_bytes))
+
+
+def spread(parts: Sequence[Part], numbers: Iterable[int]) -> tuple[int, ...]:
+    """The numbers in an order in which processes that each take the next one write to different files."""
+    seen: Counter[str] = Counter()
+    places: list[tuple[int, int]] = []
+    for number in numbers:
+        seen[parts[number].file] += 1
+        places.append((seen[parts[number].file], number))
+    return tuple(number for _, number in sorted(places))
 
 
 def cut_parts(files: Iterable[TargetFile], part_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> tuple[Part, ...]:

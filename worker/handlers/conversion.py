@@ -21,7 +21,7 @@ from ..engine.convert import Written, plan_digest, total_bytes, written
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
 from ..engine.part_queue import ListedParts, Segments
-from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for
+from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for, spread
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
@@ -203,7 +203,7 @@ def _write(work: WorkFolder, conversion: Conversion, context: JobContext, resume
             journal.add(number, segments, synced=False)
 
         if left:
-            do_parts(parts, ListedParts(left, heard), Copy(work.staged.path), options, report)
+            do_parts(parts, ListedParts(spread(parts, left), heard), Copy(work.staged.path), options, report)
         finished = journal.done
     for file in sorted(touched):  # What an earlier attempt wrote may still be on its way to the disk.
         sync_file(work.staged.path / file)

@@ -10,7 +10,7 @@ from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
 from ..engine.collection import uncollected
 from ..engine.convert import items_of, refuse_unequal
-from ..engine.parts import part_bytes_for
+from ..engine.parts import file_bytes_for
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import ImportSpec, replaces
@@ -58,7 +58,7 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     plan = plan_import(model, weights.tensors, padded)
     items = items_of(plan, weights)
     folder = iteration_name(spec.iteration)
-    files = lay_out_items(items, folder, part_bytes_for(sum(item.nbytes for item in items)))
+    files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
     objects = lay_out_objects(_objects(model, spec.iteration), folder)
     index = index_files(items, files, objects)
     read = {block.source.name for task in plan.tasks for block in task.blocks}
