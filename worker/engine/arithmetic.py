@@ -8,11 +8,12 @@ from ..checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operati
 from ..jobs.errors import BadInputError
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 Arithmetic = Callable[[Operation, tuple[Bytes, ...], int, int], Bytes]
 """(operation, operands' bytes, first row, rows) -> the rows' bytes. An operand that several rows share begins with the
-group that holds the first row."""
+group that holds the first row. What it answers holds until its next call."""
 
 FP8_MAX = 448.0
 _FP8_NAN = 0x7F
@@ -100,26 +101,41 @@ def _block_fp8_bits(codes: Bytes, scales: Floats, operation: BlockFp8, first: in
     A code's bits moved to fp32's places are its value times 2^-120, subnormals included; the scale takes that back.
     """
     rows, columns = codes.shape
-    bits = codes.view(np.int8).astype(np.int32)
+    bits, odd = _room(0, rows, columns), _room(1, rows, columns)
+    np.copyto(bits, codes.view(np.int8))
     bits <<= 20
     bits &= np.int32(0x87F00000 - 2**32)
-    values = bits.view(np.float32).reshape(rows, -1, operation.block_columns)
-    large = scales * np.float32(2.0**120)
+    values = bits.view(np.float32)
+    large = np.repeat(scales * np.float32(2.0**120), operation.block_columns, axis=1)
     done = 0
     while done < rows:
         band = (first + done) // operation.block_rows - first // operation.block_rows
         upto = min(rows, (band + first // operation.block_rows + 1) * operation.block_rows - first)
-        values[done:upto] *= large[band][None, :, None]
+        values[done:upto] *= large[band]
         done = upto
-    odd = bits >> 16
+    np.right_shift(bits, 16, out=odd)
     odd &= 1
     odd += 0x7FFF
     bits += odd
-    return np.ascontiguousarray(bits.view(np.uint16)[:, 1::2]).reshape(rows * columns).view(np.uint8)
+    halves = odd.view(np.uint16).reshape(-1)[: rows * columns].reshape(rows, columns)
+    np.right_shift(bits, 16, out=halves, casting="unsafe", dtype=np.int32)
+    return halves.reshape(-1).view(np.uint8)
+
+
+_ROOMS: dict[int, Ints] = {}
+"""Memory used again and again: fresh arrays cost more in page faults than the arithmetic does."""
+
+
+def _room(number: int, rows: int, columns: int) -> Ints:
+    room = _ROOMS.get(number)
+    if room is None or room.size < rows * columns:
+        room = _ROOMS[number] = np.empty(rows * columns, np.int32)
+    return room[: rows * columns].reshape(rows, columns)
 
 
 def _holds_nan(codes: Bytes) -> bool:
-    return bool(((codes & 0x7F) == _FP8_NAN).any())
+    """0x7F is the largest of signed bytes, 0xFF of unsigned ones: nothing need be made to find them."""
+    return bool(codes.view(np.int8).max() == _FP8_NAN or codes.max() == _FP8_NAN + 0x80)
 
 
 def fp8_values(codes: Bytes) -> Floats:

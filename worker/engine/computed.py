@@ -15,12 +15,12 @@ PIECE_BYTES = 2**20
 GPU_PIECE_BYTES = 64 * 2**20
 """Large enough that a transfer's start does not count."""
 
-Read = Callable[[Extent, int, int], "Bytes"]
-"""`length` bytes of an extent, from byte `offset` of it."""
+Read = Callable[[Extent, int, int, int], "Bytes"]
+"""`length` bytes of an extent, from byte `offset` of it; the last number is that of the operand that it is read for."""
 
 
 def pieces(extent: Computed, read: Read, arithmetic: "Arithmetic", piece_bytes: int) -> Iterator["Bytes"]:
-    """The extent's bytes, in order."""
+    """The extent's bytes, in order; each piece holds until the next is asked for."""
     band = band_rows(extent.operation)
     rows_each = max(1, piece_bytes // max(extent.row_bytes, 1) // band) * band
     end = extent.first + extent.rows
@@ -28,25 +28,30 @@ def pieces(extent: Computed, read: Read, arithmetic: "Arithmetic", piece_bytes: 
     while first < end:
         # Bands begin where the tensor's do, wherever this extent was cut from it.
         until = min(end, (first // band) * band + rows_each)
-        operands = tuple(_operand(operand, first, until - first, read) for operand in extent.operands)
+        operands = tuple(
+            _operand(operand, number, first, until - first, read) for number, operand in enumerate(extent.operands)
+        )
         yield arithmetic(extent.operation, operands, first, until - first)
         first = until
 
 
-def _operand(operand: Operand, first: int, rows: int, read: Read) -> "Bytes":
+def _operand(operand: Operand, number: int, first: int, rows: int, read: Read) -> "Bytes":
     start = first // operand.rows_each * operand.row_bytes
     end = -(-(first + rows) // operand.rows_each) * operand.row_bytes
-    return _range(operand.extents, start, min(end, sum(extent.length for extent in operand.extents)), read)
+    return _range(operand.extents, number, start, min(end, sum(extent.length for extent in operand.extents)), read)
 
 
-def _range(extents: tuple[Extent, ...], start: int, end: int, read: Read) -> "Bytes":
+def _range(extents: tuple[Extent, ...], number: int, start: int, end: int, read: Read) -> "Bytes":
     import numpy as np
 
     found: list[Bytes] = []
+    wanted = end - start
     for extent in extents:
         low, high = max(start, 0), min(end, extent.length)
         if low < high:
-            found.append(read(extent, low, high - low))
+            data = read(extent, low, high - low, number)
+            # What is read for one operand takes the place of what was read for it before.
+            found.append(data if high - low == wanted else data.copy())
         start, end = start - extent.length, end - extent.length
     return found[0] if len(found) == 1 else np.concatenate(found)
 

@@ -28,6 +28,7 @@ class SourceFiles:
     arithmetic: "Callable[[], Arithmetic]" = on_cpu
     piece_bytes: int = PIECE_BYTES
     _descriptors: dict[Path, int] = field(default_factory=dict[Path, int])
+    _rooms: "dict[int, Bytes]" = field(default_factory=dict[int, "Bytes"])
     _last: "tuple[Extent, Bytes] | None" = None
     """The last extent that had to be made whole, for whoever reads it stretch by stretch."""
 
@@ -56,7 +57,7 @@ class SourceFiles:
 
     def computed(self, extent: Computed) -> "Iterator[Bytes]":
         """Its bytes, some rows at a time."""
-        return pieces(extent, self.stretch, self.arithmetic(), self.piece_bytes)
+        return pieces(extent, self._for_operand, self.arithmetic(), self.piece_bytes)
 
     def whole(self, extent: Extent) -> "Bytes":
         """All bytes of an extent."""
@@ -80,6 +81,18 @@ class SourceFiles:
             case Permuted() | Computed():
                 return self._made(extent)[start : start + length]
 
+    def _for_operand(self, extent: Extent, start: int, length: int, number: int) -> "Bytes":
+        """A stretch, in memory that is used again for the same operand's next."""
+        import numpy as np
+
+        if not isinstance(extent, Run):
+            return self.stretch(extent, start, length)
+        room = self._rooms.get(number)
+        if room is None or room.size < length:
+            room = self._rooms[number] = np.empty(length, np.uint8)
+        self.fill(extent.path, room[:length], extent.offset + start)
+        return room[:length]
+
     def permuted(self, extent: Permuted) -> "Bytes":
         """Of one row of the result after the other."""
         import numpy as np
@@ -93,7 +106,8 @@ class SourceFiles:
         import numpy as np
 
         if self._last is None or self._last[0] is not extent:
-            made = self.permuted(extent) if isinstance(extent, Permuted) else np.concatenate([*self.computed(extent)])
+            pieces = () if isinstance(extent, Permuted) else [piece.copy() for piece in self.computed(extent)]
+            made = self.permuted(extent) if isinstance(extent, Permuted) else np.concatenate(pieces)
             self._last = extent, made
         return self._last[1]
 
