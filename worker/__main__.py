@@ -24,6 +24,15 @@ def main(argv: list[str]) -> int:
             import_upstream()
             sys.stdout.buffer.write(answer(sys.stdin.buffer.read()))
             return 0
+        case ["logits"]:
+            import json
+
+            from .lifeline import die_with_parent
+            from .verification.logits import compare
+
+            die_with_parent(int(argv[1]))
+            sys.stdout.write(json.dumps(compare(sys.stdin.read())) + "\n")
+            return 0
         case ["model-configs"]:
             from .handlers.model_configs import serve
 

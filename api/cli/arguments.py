@@ -67,6 +67,14 @@ Labels = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dtype = Annotated[DType | None, typer.Option("--dtype", help="Cast the tensors, each rounded once.")]
+Checks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verify",
+        metavar="tensors|logits",
+        help="Before it is published: read every tensor again, or run both models. Repeatable.",
+    ),
+]
 PartBytes = Annotated[
     str | None,
     typer.Option("--part-bytes", metavar="SIZE", help="About so much is written, retried and resumed as one part."),

@@ -4,12 +4,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, assert_never, cast
 
 import typer
 
 from worker.jobs.sizes import parse_size
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists, Quantization, VerifySpec
+from worker.jobs.spec import Check, ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists, Quantization, VerifySpec
 from worker.jobs.state import CheckpointResult, ConfigResult, Result, VerifyResult
 
 from ..settings import server_url
@@ -17,6 +17,7 @@ from .arguments import (
     After,
     AllowPickle,
     AsJson,
+    Checks,
     Dtype,
     Gpus,
     Jobs,
@@ -70,6 +71,7 @@ def import_(
         int | None, typer.Option(min=1, help="Pad the vocabulary with zeros for this tensor-parallel size.")
     ] = None,
     part_bytes: PartBytes = None,
+    verify: Checks = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -93,6 +95,7 @@ def import_(
             dtype=dtype,
             vocab_padding=vocab_padding,
             part_bytes=_size(part_bytes) if part_bytes else None,
+            verify=cast("tuple[Check, ...]", tuple(verify or ())),
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
@@ -115,6 +118,7 @@ def export(
         Quantization | None, typer.Option(help="Linear layers in fp8 with a scale for each 128 x 128 block.")
     ] = None,
     part_bytes: PartBytes = None,
+    verify: Checks = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -140,6 +144,7 @@ def export(
             dtype=dtype,
             quantize=quantize,
             part_bytes=_size(part_bytes) if part_bytes else None,
+            verify=cast("tuple[Check, ...]", tuple(verify or ())),
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
@@ -175,6 +180,7 @@ def verify(
     hf_config: Annotated[
         str | None, typer.Option(metavar="DIR", help="config.json, for a checkpoint without hf/ beside it.")
     ] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="With OTHER: run both models too.")] = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
     rate: Rate = None,
@@ -188,6 +194,7 @@ def verify(
             source=as_sent(source),
             against=as_sent(against) if against else None,
             hf_config=as_sent(hf_config) if hf_config else None,
+            logits=logits,
         )
     place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle)
     _convert(spec, place, plan=False, no_wait=no_wait)

@@ -9,7 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from worker.jobs.spec import target_of
-from worker.jobs.state import Cancelled, CheckpointResult, Failed, Job, Queued, Running, Succeeded, VerifyResult
+from worker.jobs.state import (
+    Cancelled,
+    CheckpointResult,
+    Failed,
+    Job,
+    LogitsFigures,
+    Queued,
+    Running,
+    Succeeded,
+    VerifyResult,
+)
 from worker.jobs.waiting import (
     Waiting,
     WaitsForDevices,
@@ -47,14 +57,30 @@ def summary(result: CheckpointResult) -> str:
     """Where the output lies, and how fast it came."""
     seconds = result.timings.copy_seconds
     rate = f", {show_size(result.bytes / seconds)}/s" if seconds else ""
-    return f"{result.target}\n  {result.tensors} tensors, {show_size(result.bytes)} copied in {seconds:.2f} s{rate}"
+    lines = [result.target, f"  {result.tensors} tensors, {show_size(result.bytes)} copied in {seconds:.2f} s{rate}"]
+    if result.resumed_bytes:
+        lines.append(f"  {show_size(result.resumed_bytes)} of them were there already, from an earlier attempt")
+    if result.verified and result.verified.tensors:
+        lines.append(f"  verified: {result.verified.tensors} tensors read again")
+    if result.verified and result.verified.logits:
+        lines.append(_logits(result.verified.logits))
+    return "\n".join(lines)
+
+
+def _logits(figures: LogitsFigures) -> str:
+    apart = figures.max_abs_difference / figures.range if figures.range else 0.0
+    return (
+        f"  logits: largest difference {figures.max_abs_difference:.2g} ({apart:.1g} of their range), "
+        f"cosine {figures.cosine:.6f}, the same first choice at {figures.top1_agreement:.1%} of places"
+    )
 
 
 def verified(result: VerifyResult) -> str:
     """What was found good, and how fast."""
     rate = f", {show_size(result.bytes / result.seconds)}/s" if result.seconds else ""
     read = f"{show_size(result.bytes)} read in {result.seconds:.2f} s{rate}"
-    return f"verified: {result.tensors} tensors in {result.files} files\n  {read}"
+    logits = f"\n{_logits(result.logits)}" if result.logits else ""
+    return f"verified: {result.tensors} tensors in {result.files} files\n  {read}{logits}"
 
 
 def show_age(age: timedelta) -> str:

@@ -60,7 +60,7 @@ def main() -> None:
         results = Results()
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}")
-            for name, leg in _command_legs(bench, options.processes):
+            for name, leg in _command_legs(bench, options):
                 _run(bench, results, name, leg)
         if not options.no_server:
             _warm_rounds(bench, results, options)
@@ -75,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="copy processes to try")
     parser.add_argument("--layers", type=int, default=16, help="16 are 1.5 billion parameters")
     parser.add_argument("--no-server", action="store_true", help="leave out the legs of the warm worker")
+    parser.add_argument("--no-ferry", action="store_true", help="leave out the legs of the installed command")
     return parser.parse_args()
 
 
@@ -86,12 +87,13 @@ def _prepare(bench: Bench, size: Size) -> None:
     bench.out.rename(bench.mcore)
 
 
-def _command_legs(bench: Bench, processes: list[int]) -> Iterator[tuple[str, Leg]]:
+def _command_legs(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Leg]]:
     yield "cp", lambda: plain_copy(bench)
     for kind, spec in bench.specs().items():
-        for count in processes:
+        for count in options.processes:
             yield f"{kind}, {_processes(count)}", lambda spec=spec, count=count: worker_command(spec, count)
-            yield f"ferry {kind}, {_processes(count)}", lambda spec=spec, count=count: ferry_command(spec, count)
+            if not options.no_ferry:
+                yield f"ferry {kind}, {_processes(count)}", lambda spec=spec, count=count: ferry_command(spec, count)
 
 
 def _processes(count: int) -> str:

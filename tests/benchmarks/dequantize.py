@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.quantized_folders import FP8
-from worker.checkpoints.operations import BlockFp8
+from worker.checkpoints.operations import BlockFp8, ToBlockFp8
 from worker.engine.arithmetic import compute
 from worker.engine.computed import GPU_PIECE_BYTES, PIECE_BYTES
 from worker.engine.part_queue import ListedParts
@@ -37,9 +37,7 @@ def write_fp8(folder: Path, size: Size) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(size.config | {"quantization_config": FP8}))
     chance = np.random.default_rng(0)
-    codes = chance.integers(0, 256, 2**24, dtype=np.uint8)
-    codes[(codes & 0x7F) == 0x7F] = 1
-    pattern = codes.tobytes()
+    pattern = realistic_codes(2**24).tobytes()
     header: dict[str, Any] = {}
     pieces: list[bytes | int] = []
     end = 0
@@ -69,9 +67,16 @@ def write_fp8(folder: Path, size: Size) -> None:
                 file.write(data)
 
 
+def realistic_codes(count: int) -> np.ndarray:
+    """e4m3 codes of normally distributed weights whose largest is 448, as quantizing makes them."""
+    values = np.random.default_rng(0).standard_normal(count, dtype=np.float32)
+    codes = compute(ToBlockFp8(4096, 128, 128, "F32"), (values.view(np.uint8),), 0, count // 4096)
+    return np.asarray(codes).reshape(-1)
+
+
 def arithmetic_alone(rows: int = 2048, columns: int = 8192) -> float:
     """Gigabytes of bf16 a second on one core, from memory to memory."""
-    codes = np.random.default_rng(1).integers(0, 120, rows * columns, dtype=np.uint8)
+    codes = realistic_codes(rows * columns)
     scales = np.full((rows // 128) * (columns // 128), 1e-3, np.float32).view(np.uint8)
     operation = BlockFp8(columns, 128, 128, "F32", "BF16")
     step = max(1, PIECE_BYTES // (2 * columns))

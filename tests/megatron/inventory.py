@@ -10,8 +10,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from worker.integration import for_this_host, load_model_config
+from worker.verification.off_cuda import megatron_on
 
-from .cpu import megatron_on
 from .model import forget_attention_backend, set_parallelism
 
 Implementation = Literal["local", "transformer_engine"]

@@ -16,8 +16,7 @@ from torch import distributed
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from worker.integration import for_this_host, load_model_config
-
-from .cpu import megatron_on
+from worker.verification.off_cuda import megatron_on
 
 
 def logits(

@@ -10,7 +10,8 @@ from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megat
 from megatron.training import checkpointing, global_vars
 from torch.overrides import TorchFunctionMode
 
-from .cpu import megatron_on
+from worker.verification.off_cuda import megatron_on
+
 from .model import build, load
 from .training import arguments
 

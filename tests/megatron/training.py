@@ -15,8 +15,8 @@ from megatron.training import checkpointing, global_vars
 from megatron.training.arguments import add_megatron_arguments
 
 from worker.checkpoints.plain_values import plain_attributes
+from worker.verification.off_cuda import megatron_on
 
-from .cpu import megatron_on
 from .model import build, forward
 
 

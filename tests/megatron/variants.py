@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from worker.integration.variant_norms import AllHeadsRMSNorm
 from worker.integration.variants import VariantGPTModelConfig
+from worker.verification.off_cuda import megatron_on
 
-from .cpu import megatron_on
 from .model import forward, set_parallelism
 
 Values = dict[str, Any]

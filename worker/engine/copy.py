@@ -115,10 +115,13 @@ class _Writer:
 
     def _run(self, path: Path, offset: int, length: int) -> None:
         source = self.sources.open(path)
+        status = os.fstat(source)
         # Past its end a file reads like a hole: a source cut short must not become zeros.
-        if os.fstat(source).st_size < offset + length:
+        if status.st_size < offset + length:
             raise cut_short(path, offset + length)
-        for start, size, is_data in _regions(source, offset, length):
+        # Some file systems look at every page to find a hole (tmpfs): not where there can be none.
+        sparse = status.st_blocks * 512 < status.st_size
+        for start, size, is_data in _regions(source, offset, length) if sparse else ((offset, length, True),):
             if is_data:
                 self._read(path, source, start, size)
             else:

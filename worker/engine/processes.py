@@ -25,6 +25,8 @@ from .throttle import IoLimit, Throttle
 _NUMBER = struct.Struct("<I")
 _COUNTER = struct.Struct("<Q")
 _POLL_SECONDS = 0.1
+_MOST_ON_GPU = 4
+"""Each process takes seconds and half a gigabyte to set CUDA up; a few keep the bus busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ def do_parts(
 
     `report` hears the bytes done so far several times a second. A failing process stops all; its error is raised.
     """
-    processes = max(1, min(options.processes, len(parts)))
+    processes = max(1, min(options.processes, len(parts), _MOST_ON_GPU if options.gpu else len(parts)))
     counters = mmap.mmap(-1, _COUNTER.size * processes)
     crew = _Crew(queue)
     try:

@@ -30,6 +30,7 @@ from ..jobs.state import CheckpointResult, Progress, Timings
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
 from .context import JobContext, Prepared
+from .verification import verify_written
 from .work_folder import WorkFolder, open_work
 
 _INTERPRETER_BYTES = 64 * 2**20
@@ -165,6 +166,7 @@ def _fill(
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
     files = dict(done.files) | _write_small_files(staged.path, conversion, late_files())
+    verified = verify_written(conversion, spec, staged.path, context)
     refuse_changed(conversion.sources)
     result = CheckpointResult(
         kind=conversion.kind,
@@ -178,6 +180,7 @@ def _fill(
             copy_seconds=round(done.copy_seconds, 4),
             finalize_seconds=round(time.monotonic() - finalizing, 4),
         ),
+        verified=verified,
     )
     write_manifest(staged.path, _manifest(conversion, spec, context, result, done, files))
     context.rules.ownership(conversion.target).give(staged.path)

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..checkpoints.extents import Item, Run, Span, TargetFile
 from ..checkpoints.hf_folder import CONFIG, read_json_object
 from ..checkpoints.identity import FileIdentity, identities, refuse_changed
+from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.publish import MANIFEST
 from ..checkpoints.safetensors_folder import whole_tensors
 from ..engine.convert import items_of, read_segments, refuse_unequal
@@ -17,11 +19,13 @@ from ..engine.copy import Segment
 from ..engine.processes import CopyOptions
 from ..jobs.errors import BadInputError
 from ..jobs.spec import VerifySpec
-from ..jobs.state import Progress, VerifyResult
+from ..jobs.state import LogitsFigures, Progress, VerifyResult
+from ..mapping.bindings import Model
 from ..mapping.plan import plan_import
 from .context import Answer, JobContext
 from .export_checkpoint import open_checkpoint
 from .hf_source import open_hf, open_tensors
+from .verification import compare_logits, hf_side, megatron_side
 
 _NAMED = 3
 """Of many differences, so many are named."""
@@ -33,13 +37,39 @@ def run(spec: VerifySpec, context: JobContext) -> Answer:
     """Read everything once; BadInputError names what is not as it should be."""
     started = time.monotonic()
     source = context.locations.resolve_source(spec.source)
+    logits: LogitsFigures | None = None
+    if spec.against is None and spec.logits:
+        raise BadInputError(
+            "bad_request",
+            "spec field logits",
+            found="no other checkpoint",
+            expected="two: `ferry verify A B --logits`",
+            next_step="Name the checkpoint to compare with, or leave `logits` out.",
+        )
     if spec.against is None:
         files, tensors, bytes = _against_manifest(source, context)
     else:
         against = context.locations.resolve_source(spec.against)
+        if spec.logits:
+            logits = _logits(source, against, spec, context)
         files, tensors, bytes = _against_another(source, against, spec, context)
     seconds = round(time.monotonic() - started, 4)
-    return Answer(result=VerifyResult(files=files, tensors=tensors, bytes=bytes, seconds=seconds))
+    return Answer(result=VerifyResult(files=files, tensors=tensors, bytes=bytes, seconds=seconds, logits=logits))
+
+
+def _logits(one: Path, other: Path, spec: VerifySpec, context: JobContext) -> LogitsFigures:
+    hf_config = context.locations.resolve_source(spec.hf_config) if spec.hf_config else None
+    described = [_described(place, hf_config, context) for place in (one, other)]
+    sides = (described[0][0], described[1][0])
+    return compare_logits(sides, described[0][1], gpu=context.gpu)
+
+
+def _described(place: Path, hf_config: Path | None, context: JobContext) -> tuple[dict[str, Any], Model]:
+    if _is_hf(place):
+        return hf_side(place), open_hf(place).model
+    opened = open_checkpoint(place, hf_config, allow_pickle=context.locations.allow_pickle)
+    model = opened.described.model
+    return megatron_side(iteration_folder(place), model), model
 
 
 class _Listed(BaseModel):

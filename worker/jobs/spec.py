@@ -30,6 +30,11 @@ Quantization = Literal["fp8"]
 """Linear layers in e4m3 with a scale for each 128 x 128 block, as DeepSeek-V3's; all other tensors as they are."""
 
 
+Check = Literal["tensors", "logits"]
+"""Of an output, before it is published: every tensor read again by the formats' own libraries and compared with the
+source; both models run on the same tokens in fp32."""
+
+
 class ConfigSpec(_Spec):
     """Answer Megatron's `GPTModelConfig` for an HF config: configuration only."""
 
@@ -49,6 +54,7 @@ class ImportSpec(_Spec):
     vocab_padding: int | None = Field(default=None, ge=1, le=4096)
     """The tensor-parallel size for which the vocabulary is written padded, with zeros; None: as it is."""
     part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    verify: tuple[Check, ...] = ()
     on_exists: OnExists = "error"
 
 
@@ -64,6 +70,7 @@ class ExportSpec(_Spec):
     dtype: DType | None = None
     quantize: Quantization | None = None
     part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    verify: tuple[Check, ...] = ()
     on_exists: OnExists = "error"
 
 
@@ -76,6 +83,8 @@ class VerifySpec(_Spec):
     """Another checkpoint; None: the manifest in `source`."""
     hf_config: Location | None = None
     """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
+    logits: bool = False
+    """With `against`: run both models on the same tokens too."""
 
 
 JobSpec = Annotated[ConfigSpec | ImportSpec | ExportSpec | VerifySpec, Field(discriminator="kind")]

@@ -33,7 +33,7 @@ class _Frozen(BaseModel):
 class Progress(_Frozen):
     """How far an attempt has come; bytes of tensor data."""
 
-    phase: Literal["planning", "copying", "reading", "finalizing"] = "planning"
+    phase: Literal["planning", "copying", "reading", "verifying", "finalizing"] = "planning"
     done_bytes: int = 0
     total_bytes: int = 0
 
@@ -53,6 +53,26 @@ class Timings(_Frozen):
     finalize_seconds: float
 
 
+class LogitsFigures(_Frozen):
+    """How far two models' logits are from each other, in fp32 on the same tokens."""
+
+    max_abs_difference: float
+    range: float
+    """From the least to the largest of the first one's logits."""
+    cosine: float
+    """The least of all places."""
+    top1_agreement: float
+    """The part of places at which both choose the same token, ties within the difference included."""
+
+
+class Verified(_Frozen):
+    """What was checked before the output was published."""
+
+    tensors: int | None = None
+    """How many were read again and are as the source says."""
+    logits: LogitsFigures | None = None
+
+
 class CheckpointResult(_Frozen):
     """A published folder; its manifest tells the rest."""
 
@@ -64,6 +84,7 @@ class CheckpointResult(_Frozen):
     """Of them, what an earlier attempt had written already."""
     plan_digest: str
     timings: Timings
+    verified: Verified | None = None
 
 
 class VerifyResult(_Frozen):
@@ -75,6 +96,7 @@ class VerifyResult(_Frozen):
     bytes: int
     """Read, of both sides where two were compared."""
     seconds: float
+    logits: LogitsFigures | None = None
 
 
 Result = Annotated[ConfigResult | CheckpointResult | VerifyResult, Field(discriminator="kind")]

@@ -1,4 +1,6 @@
 """Megatron-Core on a host without CUDA: what stands in for the device, for as long as it is asked for."""
+# torch and Megatron are typed in part:
+# pyright: basic
 
 import queue
 from collections.abc import Iterator

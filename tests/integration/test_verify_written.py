@@ -1,0 +1,171 @@
+"""`verify:` of a conversion: wrong output is never published, whichever way it came to be wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from tests import quantized_folders
+from tests.families.case import BY_NAME, Case, write
+from tests.jobs_here import do
+from tests.llama_folder import write_llama
+from worker.engine import processes
+from worker.engine.copy import copy_part
+from worker.handlers.context import Answer, Prepared
+from worker.jobs.errors import BadInputError
+from worker.jobs.spec import ExportSpec, ImportSpec, VerifySpec
+from worker.jobs.state import Progress, VerifyResult
+
+
+def verified(outcome: Answer | Prepared) -> Any:
+    assert isinstance(outcome, Prepared)
+    assert outcome.result.verified is not None
+    return outcome.result.verified
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "mixtral", "deepseek-v3", "gpt-oss"])
+def test_every_tensor_is_read_again_by_the_formats_own_libraries(
+    name: str, tmp_path: Path, warm_model_configs: Path
+) -> None:
+    case = BY_NAME.get(name) or next(case for case in BY_NAME.values() if case.name.startswith(name[:5]))
+    write(case, tmp_path / "hf")
+    phases: set[str] = set()
+
+    def hear(progress: Progress) -> None:
+        phases.add(progress.phase)
+
+    spec = ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "mcore"), verify=("tensors",))
+    imported = do(spec, warm_model_configs, hear)
+    back = ExportSpec(source=str(tmp_path / "mcore"), target=str(tmp_path / "back"), verify=("tensors",))
+    exported = do(back, warm_model_configs)
+
+    assert verified(imported).tensors > 10
+    assert verified(exported).tensors > 10
+    assert "verifying" in phases
+    manifest = json.loads((tmp_path / "mcore" / "manifest.json").read_text())
+    assert manifest["result"]["verified"]["tensors"] == verified(imported).tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "which", "quantize"),
+    [
+        ("deepseek-v3", quantized_folders.FP8, lambda n: n.endswith("proj.weight"), quantized_folders.fp8_blocks),
+        ("gpt-oss", quantized_folders.MXFP4, lambda n: n.endswith("_proj"), quantized_folders.mxfp4_experts),
+        ("deepseek-v3", quantized_folders.INT4, lambda n: ".experts." in n, quantized_folders.int4_packed),
+    ],
+    ids=["fp8", "mxfp4", "int4"],
+)
+def test_dequantized_and_quantized_tensors_are_verified_too(
+    name: str,
+    section: dict[str, Any],
+    which: Callable[[str], bool],
+    quantize: quantized_folders.Quantize,
+    tmp_path: Path,
+    warm_model_configs: Path,
+) -> None:
+    case = BY_NAME[name]
+    sizes: dict[str, object] = {"hidden_size": 64, "intermediate_size": 96, "dtype": "bfloat16"}
+    if name != "gpt-oss":
+        sizes["moe_intermediate_size"] = 64
+    write(Case(name=name, model_type=case.model_type, config={**case.config, **sizes}), tmp_path / "plain")
+    folders = (tmp_path / "plain", tmp_path / "quantized", tmp_path / "meant")
+    quantized_folders.write_quantized(*folders, section, which, quantize)
+    spec = ImportSpec(source=str(tmp_path / "quantized"), target=str(tmp_path / "mcore"), verify=("tensors",))
+
+    assert verified(do(spec, warm_model_configs)).tensors > 10
+
+    if name != "gpt-oss":
+        back = ExportSpec(
+            source=str(tmp_path / "mcore"), target=str(tmp_path / "fp8"), quantize="fp8", verify=("tensors",)
+        )
+        assert verified(do(back, warm_model_configs)).tensors > 10
+
+
+def test_a_cast_and_a_padded_vocabulary_are_verified_too(tmp_path: Path, warm_model_configs: Path) -> None:
+    write_llama(tmp_path / "hf", layers=2, hidden=64)
+    spec = ImportSpec(
+        source=str(tmp_path / "hf"),
+        target=str(tmp_path / "mcore"),
+        dtype="bf16",
+        vocab_padding=3,
+        verify=("tensors",),
+    )
+
+    assert verified(do(spec, warm_model_configs)).tensors > 10
+
+
+@pytest.mark.parametrize("kind", ["import", "export"])
+def test_a_byte_that_changed_on_the_disk_keeps_the_output_unpublished(
+    kind: str, tmp_path: Path, warm_model_configs: Path
+) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    source, target = tmp_path / "hf", tmp_path / "out"
+    spec: ImportSpec | ExportSpec = ImportSpec(source=str(source), target=str(target), verify=("tensors",))
+    if kind == "export":
+        do(ImportSpec(source=str(source), target=str(tmp_path / "mcore")), warm_model_configs)
+        spec = ExportSpec(source=str(tmp_path / "mcore"), target=str(target), verify=("tensors",))
+
+    def spoilt(part: Any, file: Path, *rest: Any) -> Any:
+        segments = copy_part(part, file, *rest)
+        place = next(segment for segment in segments if segment.label).offset
+        with file.open("r+b") as written:
+            written.seek(place)
+            byte = written.read(1)[0]
+            written.seek(place)
+            written.write(bytes([byte ^ 1]))
+        return segments
+
+    with (
+        mock.patch.object(processes, "copy_part", spoilt),
+        pytest.raises(BadInputError, match="other bits in") as caught,
+    ):
+        do(spec, warm_model_configs)
+
+    assert caught.value.info.code == "not_verified"
+    assert not target.exists()
+    assert list(tmp_path.glob("*.partial-*")) == []
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "mixtral"])
+def test_both_models_give_the_same_logits(name: str, tmp_path: Path, warm_model_configs: Path) -> None:
+    case = BY_NAME.get(name) or next(case for case in BY_NAME.values() if case.name.startswith(name[:5]))
+    write(case, tmp_path / "hf")
+    spec = ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "mcore"), verify=("logits",))
+
+    figures = verified(do(spec, warm_model_configs)).logits
+
+    assert 0 < figures.max_abs_difference < 1e-4 * figures.range
+    assert figures.cosine > 0.9999
+    assert figures.top1_agreement == 1
+    compared = do(
+        VerifySpec(source=str(tmp_path / "mcore"), against=str(tmp_path / "hf"), logits=True), warm_model_configs
+    )
+    assert isinstance(compared, Answer)
+    assert isinstance(compared.result, VerifyResult)
+    assert compared.result.logits
+    assert compared.result.logits.max_abs_difference == pytest.approx(figures.max_abs_difference, rel=1)
+
+
+def test_a_mistake_that_a_round_trip_hides_is_found_by_the_logits(tmp_path: Path, warm_model_configs: Path) -> None:
+    """Gate and up in each other's place: every tensor is there, every shape is right, an export puts them back."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    do(ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "mcore")), warm_model_configs)
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    mlp = "model.layers.0.mlp."
+    gate, up = f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"
+    tensors[gate], tensors[up] = tensors[up], tensors[gate]
+    write_llama(tmp_path / "swapped", layers=1, hidden=64)
+    save_file(tensors, tmp_path / "swapped" / "model.safetensors")
+    do(ImportSpec(source=str(tmp_path / "swapped"), target=str(tmp_path / "wrong")), warm_model_configs)
+    assert not torch.equal(tensors[gate], tensors[up])
+
+    with pytest.raises(BadInputError, match="a largest difference of") as caught:
+        do(VerifySpec(source=str(tmp_path / "wrong"), against=str(tmp_path / "hf"), logits=True), warm_model_configs)
+
+    assert caught.value.info.code == "not_verified"

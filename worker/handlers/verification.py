@@ -1,0 +1,259 @@
+"""`verify:` of a conversion, and the logits of two checkpoints: run in processes of their own, judged here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.iterations import iteration_folder
+from ..jobs.errors import BadInputError, ErrorInfo, FerryError, InternalError, TransientError, error_from_info
+from ..jobs.spec import ExportSpec, ImportSpec
+from ..jobs.state import LogitsFigures, Progress, Verified
+from ..lifeline import die_with_parent
+from ..mapping.bindings import Model
+from ..mapping.family import megatron_values
+from ..mapping.quantization import quantized
+from .config import read_record
+from .context import JobContext
+from .quantize import BLOCK, linear_weights
+
+if TYPE_CHECKING:
+    from .conversion import Conversion
+
+MOST_DIFFERENCE = 1e-3
+"""Of two models' logits in fp32, as a part of their range: sums in another order come to some millionths."""
+_NAMED = 3
+
+
+def verify_written(
+    conversion: "Conversion", spec: ImportSpec | ExportSpec, staged: Path, context: JobContext
+) -> Verified | None:
+    """The checks that the spec asks for, on what was written; BadInputError (`not_verified`) where one fails."""
+    if not spec.verify:
+        return None
+    context.report(Progress(phase="verifying", done_bytes=0, total_bytes=conversion.bytes))
+    tensors = _verify_tensors(conversion, spec, staged, context) if "tensors" in spec.verify else None
+    logits = _verify_logits(conversion, staged, context) if "logits" in spec.verify else None
+    return Verified(tensors=tensors, logits=logits)
+
+
+def compare_logits(sides: tuple[dict[str, Any], dict[str, Any]], model: Model, *, gpu: bool) -> LogitsFigures:
+    """Run both. BadInputError where their logits are further apart than sums in another order explain."""
+    vocabulary = model.hf.positive("vocab_size")
+    request = json.dumps({"sides": sides, "vocabulary": vocabulary, "device": "cuda" if gpu else "cpu"})
+    figures = LogitsFigures.model_validate(_run_logits(request))
+    apart = figures.max_abs_difference / figures.range if figures.range else 0.0
+    if not apart <= MOST_DIFFERENCE or figures.top1_agreement < 1:
+        raise _not_verified(
+            "the logits of the two models",
+            f"a largest difference of {figures.max_abs_difference:.3g} in a range of {figures.range:.3g}, "
+            f"cosine {figures.cosine:.6f}, the same first choice at {figures.top1_agreement:.2%} of places",
+            f"a difference of at most {MOST_DIFFERENCE:g} of the range, and the same first choices",
+        )
+    return figures
+
+
+def hf_side(folder: Path) -> dict[str, Any]:
+    """An HF folder, for `compare_logits`."""
+    return {"hf": str(folder)}
+
+
+def megatron_side(folder: Path, model: Model) -> dict[str, Any]:
+    """An iteration folder, for `compare_logits`."""
+    values = megatron_values(model.family, model.mcore, "verify")
+    return {"megatron": str(folder), "values": asdict(values)}
+
+
+def _verify_logits(conversion: "Conversion", staged: Path, context: JobContext) -> LogitsFigures:
+    folders = _iterations(conversion, staged)
+    hf = conversion.source if conversion.kind == "import" else staged
+    sides = hf_side(hf), megatron_side(folders, conversion.model)
+    return compare_logits(sides, conversion.model, gpu=context.gpu)
+
+
+def _iterations(conversion: "Conversion", staged: Path) -> Path:
+    """The Megatron side's iteration folder."""
+    if conversion.kind == "import":
+        return (staged / conversion.files[0].path).parent
+    return iteration_folder(conversion.source)
+
+
+def _verify_tensors(conversion: "Conversion", spec: ImportSpec | ExportSpec, staged: Path, context: JobContext) -> int:
+    def compared(number: int, count: int, heard: Callable[[int], None]) -> list[str]:
+        return _differing(conversion, spec, staged, (number, count), heard)
+
+    done = 0
+
+    def heard(count: int) -> None:
+        nonlocal done
+        done = min(done + count, conversion.bytes)
+        context.report(Progress(phase="verifying", done_bytes=done, total_bytes=conversion.bytes))
+
+    wrong = _forked(compared, context.copy_processes, heard)
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise _not_verified(
+            f"{len(wrong)} of {len(conversion.plan.tasks)} tensors that were written",
+            f"other bits in {', '.join(wrong[:_NAMED])}{more}",
+            "what the source holds, read by the formats' own libraries",
+        )
+    return len(conversion.plan.tasks)
+
+
+def _differing(
+    conversion: "Conversion",
+    spec: ImportSpec | ExportSpec,
+    staged: Path,
+    share: tuple[int, int],
+    heard: Callable[[int], None],
+) -> list[str]:
+    """In a process of its own: every `share[1]`-th tensor."""
+    import torch
+
+    from ..verification.readers import SafetensorsReader, TorchDistReader
+    from ..verification.tensors import differing, expected_of, quantized_of
+
+    torch.set_num_threads(1)
+    number, count = share
+    tasks = conversion.plan.tasks[number::count]
+    megatron = TorchDistReader(_iterations(conversion, staged))
+    if isinstance(spec, ImportSpec):
+        way = quantized(read_record(conversion.source))
+        hf = SafetensorsReader(conversion.source, way.block if way else (BLOCK, BLOCK))
+        return differing(tasks, hf, megatron, heard)
+    written = SafetensorsReader(staged)
+    codes = linear_weights(conversion.model) if spec.quantize else frozenset[str]()
+    wrong = differing([task for task in tasks if task.target.name not in codes], megatron, written, heard)
+    for task in tasks:
+        if task.target.name in codes:
+            weight, scales = quantized_of(expected_of(task, megatron), BLOCK)
+            same = torch.equal(written.stored(f"{task.target.name}_scale_inv"), scales)
+            found = written.stored(task.target.name).view(torch.uint8)
+            if not same or not torch.equal(found, weight.view(torch.uint8)):
+                wrong.append(str(task.target))
+            heard(weight.numel())
+    return wrong
+
+
+def _forked(
+    work: Callable[[int, int, Callable[[int], None]], list[str]], count: int, heard: Callable[[int], None]
+) -> list[str]:
+    """`work` in `count` forked processes; what they answer, in one list. Their memory goes with them."""
+    parent = os.getpid()
+    children: list[tuple[int, int]] = []
+    try:
+        for number in range(count):
+            reading, writing = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(reading)
+                _live(work, number, count, parent, writing)
+            os.close(writing)
+            children.append((pid, reading))
+        return [name for _, reading in children for name in _listen(reading, heard)]
+    finally:
+        for pid, reading in children:
+            os.close(reading)
+            _end(pid)
+
+
+def _live(
+    work: Callable[[int, int, Callable[[int], None]], list[str]], number: int, count: int, parent: int, telling: int
+) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        die_with_parent(parent)
+
+        def heard(moved: int) -> None:
+            os.write(telling, json.dumps({"moved": moved}).encode() + b"\n")
+
+        try:
+            answer: dict[str, Any] = {"wrong": work(number, count, heard)}
+        except FerryError as error:
+            answer = {"error": error.info.model_dump()}
+        except BaseException as error:  # PyTorch's CheckpointException is no Exception.
+            traceback.print_exc()
+            answer = {"error": _bug(error).info.model_dump()}
+        os.write(telling, json.dumps(answer).encode() + b"\n")
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _listen(reading: int, heard: Callable[[int], None]) -> list[str]:
+    with os.fdopen(reading, closefd=False) as lines:
+        for line in lines:
+            answer: Mapping[str, Any] = json.loads(line)
+            if "moved" in answer:
+                heard(answer["moved"])
+            elif "error" in answer:
+                raise error_from_info(ErrorInfo.model_validate(answer["error"]))
+            else:
+                return answer["wrong"]
+    raise _lost()
+
+
+def _end(pid: int) -> None:
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _run_logits(request: str) -> dict[str, float]:
+    command = [sys.executable, "-P", "-m", "worker", "logits", str(os.getpid())]
+    with tempfile.TemporaryFile() as log:
+        done = subprocess.run(command, input=request.encode(), stdout=subprocess.PIPE, stderr=log, check=False)
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1])
+        log.seek(0)
+        text = log.read().decode(errors="replace")
+    sys.stderr.write(text)
+    if done.returncode < 0:
+        raise _lost()
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no word")
+    raise BadInputError(
+        "not_verified",
+        "the logits of the two models",
+        found=f"a model that could not be run here: {last[:300]}",
+        expected="two models that this host can build (families with layers of their own need Transformer Engine)",
+        next_step="Verify `tensors` alone, or run it where Megatron runs this model.",
+    )
+
+
+def _not_verified(thing: str, found: str, expected: str) -> BadInputError:
+    return BadInputError(
+        "not_verified",
+        thing,
+        found=found,
+        expected=expected,
+        next_step="Nothing was published. Do not use what made it; report it with its plan.",
+    )
+
+
+def _lost() -> TransientError:
+    return TransientError(
+        "attempt_lost",
+        "the process that verifies",
+        found="its end without an answer (killed, perhaps for memory)",
+        expected="an answer",
+        next_step="Retry; if it repeats, look for the kernel's out-of-memory messages.",
+    )
+
+
+def _bug(error: BaseException) -> InternalError:
+    return InternalError(
+        "internal",
+        "verifying tensors",
+        found=f"{type(error).__name__}: {error}",
+        expected="no unforeseen error",
+        next_step="Report this with the traceback from the worker's log.",
+    )

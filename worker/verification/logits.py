@@ -1,0 +1,149 @@
+"""Both models run on the same tokens: how far their logits are from each other. A process of its own runs this."""
+# torch and Megatron are typed in part:
+# pyright: basic
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from ..integration.load import for_this_host
+from ..mapping.model_config import MegatronValues, build
+from .off_cuda import megatron_on
+
+_LENGTH, _SEQUENCES = 64, 2
+
+# Upstream's two layer specs name some norms differently in checkpoints; trainers use Transformer Engine's names.
+_TRANSFORMER_ENGINE_NAMES = (
+    (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
+    (".self_attention.q_layernorm.", ".self_attention.linear_q_up_proj.layer_norm_"),
+    (".self_attention.kv_layernorm.", ".self_attention.linear_kv_up_proj.layer_norm_"),
+)
+
+
+def compare(request: str) -> dict[str, float]:
+    """`{"sides": [side, side], "vocabulary": n, "device": "cpu"}`, a side being `{"hf": folder}` or
+    `{"megatron": iteration folder, "values": MegatronValues}`."""
+    asked = json.loads(request)
+    vocabulary: int = asked["vocabulary"]
+    tokens = _tokens(vocabulary)
+    one, other = (_logits(side, tokens, asked["device"])[..., :vocabulary].float().cpu() for side in asked["sides"])
+    return figures(one, other)
+
+
+def figures(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+    """Of two logits [batch, length, vocabulary]. `top1_agreement` counts a tie within the difference as agreed."""
+    difference = (one - other).abs().max().item()
+    best = one.max(-1).values
+    chosen = one.gather(-1, other.argmax(-1, keepdim=True)).squeeze(-1)
+    agreed = best - chosen <= 2 * difference if difference < 1e-3 * _range(one) else best == chosen
+    return {
+        "max_abs_difference": difference,
+        "range": _range(one),
+        "cosine": torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=-1).min().item(),
+        "top1_agreement": agreed.float().mean().item(),
+    }
+
+
+def _range(logits: torch.Tensor) -> float:
+    return (logits.max() - logits.min()).item()
+
+
+def _tokens(vocabulary: int) -> torch.Tensor:
+    """Ids from all over the vocabulary, its last entry included."""
+    step = max(1, vocabulary // 15)
+    rows = [
+        [(step * place * (row + 1) + (vocabulary - 1) * (place == row)) % vocabulary for place in range(_LENGTH)]
+        for row in range(_SEQUENCES)
+    ]
+    return torch.tensor(rows)
+
+
+def _logits(side: dict[str, Any], tokens: torch.Tensor, device: str) -> torch.Tensor:
+    with torch.no_grad():
+        if "hf" in side:
+            return _hf_logits(Path(side["hf"]), tokens, device)
+        values = MegatronValues(**side["values"])
+        return _megatron_logits(Path(side["megatron"]), values, tokens, device)
+
+
+def _hf_logits(folder: Path, tokens: torch.Tensor, device: str) -> torch.Tensor:
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", **_dequantized(folder, transformers)
+    )
+    return model.eval().to(device)(tokens.to(device)).logits
+
+
+def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
+    method = (json.loads((folder / "config.json").read_text()).get("quantization_config") or {}).get("quant_method")
+    ways: dict[str, Callable[[], Any]] = {
+        "fp8": lambda: transformers.FineGrainedFP8Config(dequantize=True),
+        "mxfp4": lambda: transformers.Mxfp4Config(dequantize=True),
+    }
+    return {"quantization_config": ways[method]()} if method in ways else {}
+
+
+def _megatron_logits(folder: Path, values: MegatronValues, tokens: torch.Tensor, device: str) -> torch.Tensor:
+    _join_alone(device)
+    with megatron_on("cpu") if device == "cpu" else nullcontext():
+        model = _built(values).to(device)
+        _load(model, folder)
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        return model(tokens.to(device), positions.to(device), None)
+
+
+def _join_alone(device: str) -> None:
+    """Megatron knows no model without groups."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    meeting = Path(tempfile.mkdtemp()) / "store"
+    backend = "gloo" if device == "cpu" else "nccl"
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1)
+    state: Any = parallel_state
+    state.initialize_model_parallel()
+    if device != "cpu":
+        parallel: Any = tensor_parallel
+        parallel.model_parallel_cuda_manual_seed(0)
+
+
+def _built(values: MegatronValues) -> Any:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        os.environ.pop(name, None)
+    config: Any = for_this_host(build(values))
+    config.parallel_output = False
+    transformer = config.transformer
+    transformer.params_dtype = transformer.pipeline_dtype = torch.float32
+    transformer.bf16 = transformer.fp16 = False
+    config.finalize()
+    groups: Any = ProcessGroupCollection
+    return config.get_builder_cls()(config).build_model(groups.use_mpu_process_groups()).float().eval()
+
+
+def _load(model: Any, folder: Path) -> None:
+    """Megatron's own load; every parameter and buffer must be there."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    checkpointing: Any = dist_checkpointing
+    metadata = checkpointing.load_content_metadata(str(folder))
+    state: dict[str, Any] = {"model": model.sharded_state_dict(metadata=metadata)}
+    if model.config.transformer_impl == "local":
+        keys = FileSystemReader(folder).read_metadata().state_dict_metadata
+        every: Any = nested_values
+        for value in every(state):
+            others = (value.key.replace(local, other) for local, other in _TRANSFORMER_ENGINE_NAMES)
+            value.key = next((name for name in (value.key, *others) if name in keys), value.key)
+    model.load_state_dict(checkpointing.load(state, str(folder))["model"], strict=True)

@@ -1,0 +1,57 @@
+"""Every written tensor against what its source says that it must be, both read by the formats' own libraries."""
+# torch and Megatron are typed in part:
+# pyright: basic
+
+from collections.abc import Callable, Iterable
+
+import torch
+import xxhash
+
+from ..mapping.blocks import Task
+from .readers import TensorReader
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def differing(
+    tasks: Iterable[Task], source: TensorReader, written: TensorReader, heard: Callable[[int], None]
+) -> list[str]:
+    """Names of tensors whose bits are others; `heard` learns of the bytes that were compared."""
+    wrong: list[str] = []
+    for task in tasks:
+        found = written.read(task.target.name, task.target.index)
+        expected = expected_of(task, source)
+        if found.dtype != expected.dtype or found.shape != expected.shape or _digest(found) != _digest(expected):
+            wrong.append(str(task.target))
+        heard(expected.numel() * expected.element_size())
+    return wrong
+
+
+def expected_of(task: Task, source: TensorReader) -> torch.Tensor:
+    """What the task makes of its source, in torch: rows put together, axes turned, rounded once, padded."""
+    dtype = DTYPES[task.dtype]
+    if not task.blocks:
+        return torch.zeros(task.shape, dtype=dtype)
+    read = {block.source: source.read(block.source.name, block.source.index) for block in task.blocks}
+    rows = torch.cat([read[block.source][block.start : block.start + block.rows] for block in task.blocks])
+    if task.permutation is not None:
+        rows = rows.reshape(task.permutation.shape).permute(task.permutation.axes)
+    padding = rows.new_zeros((task.padding_rows, *rows.shape[1:]))
+    made = torch.cat([rows, padding]) if task.padding_rows else rows
+    return made.reshape(task.shape).to(dtype)
+
+
+def quantized_of(weight: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix as e4m3 codes and one scale a block."""
+    rows, columns = weight.shape
+    values = weight.float()
+    padded = torch.nn.functional.pad(values.abs(), (0, -columns % block, 0, -rows % block))
+    largest = padded.reshape(-(-rows // block), block, -1, block).amax(dim=(1, 3))
+    scales = largest / torch.full_like(largest, 448.0)
+    scales[scales == 0] = 1.0
+    spread = scales.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+    return (values / spread).to(torch.float8_e4m3fn), scales
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return xxhash.xxh3_128(memoryview(tensor.contiguous().view(torch.uint8).numpy())).hexdigest()
