@@ -111,8 +111,8 @@ def export(
         typer.Option(metavar="DIR", help="config.json and tokenizer, for a checkpoint without hf/ beside it."),
     ] = None,
     max_shard_bytes: Annotated[
-        str, typer.Option(metavar="SIZE", help="The most that one file holds, like 500MB.")
-    ] = "5GB",
+        str | None, typer.Option(metavar="SIZE", help="The most that one file holds, like 500MB.")
+    ] = None,
     dtype: Dtype = None,
     quantize: Annotated[
         Quantization | None, typer.Option(help="Linear layers in fp8 with a scale for each 128 x 128 block.")
@@ -140,7 +140,7 @@ def export(
             source=as_sent(source),
             target=as_sent(target),
             hf_config=as_sent(hf_config) if hf_config else None,
-            max_shard_bytes=_size(max_shard_bytes),
+            max_shard_bytes=_size(max_shard_bytes) if max_shard_bytes else None,
             dtype=dtype,
             quantize=quantize,
             part_bytes=_size(part_bytes) if part_bytes else None,

@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rank", type=int, nargs=3, metavar=("RANK", "SIZE", "NUMBER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.hf.exists():
+        _make(options.hf, options.mcore)
     if options.rank:
         rank, size, _ = options.rank
         _rank(options.mcore, rank, size, options.dtype)
@@ -40,6 +42,27 @@ def main() -> None:
             ]
             if any(rank.wait() for rank in ranks):
                 print(f"TP={size}: failed")
+
+
+def _make(hf: Path, mcore: Path) -> None:
+    """A random Llama of 1.2 billion parameters, as HF initialises it, and our import of it."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32001,
+        initializer_range=0.05,
+    )
+    torch.manual_seed(0)
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(config, dtype=torch.float32).save_pretrained(hf)
+    spec = json.dumps({"kind": "import", "source": str(hf), "target": str(mcore)})
+    subprocess.run([sys.executable, "-m", "worker", "run", spec, "--copy-processes", "8"], check=True)
 
 
 def _tokens(vocabulary: int) -> Any:

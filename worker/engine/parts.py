@@ -12,6 +12,8 @@ SEGMENT_BYTES = 256 * 2**20
 _LEAST_PART_BYTES, _MOST_PART_BYTES = 64 * 2**20, 4 * 2**30
 _PARTS_AIMED_AT = 32
 _LEAST_FILE_BYTES = 256 * 2**20
+_LEAST_SHARD_BYTES, _MOST_SHARD_BYTES = 1_000_000_000, 5_000_000_000
+_SHARDS_AIMED_AT = 16
 
 
 SHARED_BYTES = 2 * 2**30
@@ -41,6 +43,11 @@ def file_bytes_for(total_bytes: int) -> int:
     Linux lets one process at a time write to a file. Files far smaller than this were slower on ext4, by fits.
     """
     return max(_LEAST_FILE_BYTES, part_bytes_for(total_bytes))
+
+
+def shard_bytes_for(total_bytes: int) -> int:
+    """Size of HF's files: a folder of some GB in a dozen or so, none larger than HF's usual 5 GB."""
+    return max(_LEAST_SHARD_BYTES, min(_MOST_SHARD_BYTES, total_bytes // _SHARDS_AIMED_AT))
 
 
 def spread(parts: Sequence[Part], numbers: Iterable[int]) -> tuple[int, ...]:

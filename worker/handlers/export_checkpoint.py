@@ -12,6 +12,7 @@ from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.source import Source
 from ..engine.collection import uncollected
 from ..engine.convert import items_of, refuse_nonzero
+from ..engine.parts import shard_bytes_for
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import DType, ExportSpec, replaces
 from ..mapping.bindings import Model, held_in_fp32
@@ -50,7 +51,7 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
         left_plain = {item.name for item in items if len(item.shape) > 1} - quantized
         config = fp8_config(config or described.model.hf, left_plain)
         items = tuple(quantized_items(items, quantized))
-    files = lay_out_shards(items, spec.max_shard_bytes)
+    files = lay_out_shards(items, spec.max_shard_bytes or shard_bytes_for(sum(item.nbytes for item in items)))
     read = {block.source.name for task in plan.tasks for block in task.blocks}
     config_json = described.config_json if config is None else as_json(config)
     carried = {name: path for name, path in described.carried.items() if name != CONFIG or config_json is None}

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """`root-name:relative/path`, or an absolute path under a configured root."""
 
-DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
 LEAST_PART_BYTES = 2**20
@@ -66,7 +65,8 @@ class ExportSpec(_Spec):
     target: Location
     hf_config: Location | None = None
     """A folder with config.json (and tokenizer) for a checkpoint that has no `hf/` beside it."""
-    max_shard_bytes: int = Field(default=DEFAULT_MAX_SHARD_BYTES, gt=0)
+    max_shard_bytes: int | None = Field(default=None, gt=0)
+    """None: by the size of the whole, from 1 to 5 GB, so that several processes write and read at once."""
     dtype: DType | None = None
     quantize: Quantization | None = None
     part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
