@@ -99,6 +99,16 @@ def see_only(devices: Sequence[str]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
 
 
+def let_megatron_run_alone() -> None:
+    """In a process that builds one model after another: each names its attention backend here, and refuses another's.
+
+    gloo is told to stay on this machine.
+    """
+    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        os.environ.pop(name, None)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+
+
 def mark_children(name: str, value: str) -> None:
     """Put a mark in the environment of what this process starts."""
     os.environ[name] = value

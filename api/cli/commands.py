@@ -237,7 +237,7 @@ def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson =
 
 @app.command("cancel")
 def cancel(job_id: Annotated[str, typer.Argument(metavar="ID")], server: Server = None) -> None:
-    """End a job that waits or runs; nothing of it is left."""
+    """End a job that waits or runs; what it wrote is kept for a while, for a retry."""
     from ..client import Client
     from .tables import print_job
 

@@ -53,10 +53,10 @@ class WarmWorker:
 
 
 @contextmanager
-def warm_worker(bench: Bench, processes: int) -> Iterator[WarmWorker]:
+def warm_worker(bench: Bench, processes: int, slots: int = 1) -> Iterator[WarmWorker]:
     """`ferry up` on a free port, with one import behind it; all of it ends with the context."""
     data, port = bench.folder / "data", _free_port()
-    options = ["--root", f"bench={bench.folder}", "--data", str(data), "--port", str(port)]
+    options = ["--root", f"bench={bench.folder}", "--data", str(data), "--port", str(port), "--slots", str(slots)]
     environment = {**os.environ, "FERRY_COPY_PROCESSES": str(processes)}
     environment.pop("FERRY_BROKER_URL", None)
     command = [sys.executable, "-m", "worker", "up", *options]

@@ -12,8 +12,10 @@ from ..jobs.errors import TransientError, UnavailableError
 from ..jobs.parts import PartClaim
 from ..jobs.store import Claim, JobStore
 
-_ASK_SECONDS = 0.5
-"""Between two questions to the store whether there is news."""
+_ASK_SECONDS = 0.2
+"""Between two questions to the store by someone who has nothing to do."""
+_LOOK_SECONDS = 2.0
+"""Between two looks at what others have done, by someone who has enough to do: the answer may be megabytes."""
 
 
 @dataclass(slots=True)
@@ -27,6 +29,11 @@ class _Taken:
     _renewed: float = field(default_factory=now)
     _asked: float = -_ASK_SECONDS
 
+    @property
+    def waits(self) -> bool:
+        """Whether there was no part to be had when it asked last."""
+        return self._asked > 0
+
     def take(self) -> PartClaim | None:
         """None: none is to be had now, or it was asked for just before."""
         if now() - self._asked < _ASK_SECONDS:
@@ -39,6 +46,7 @@ class _Taken:
             self._asked = now()
             return None
         self.held[part.number] = part
+        self._asked = -_ASK_SECONDS
         return part
 
     def done(self, number: int, segments: Segments) -> None:
@@ -111,7 +119,8 @@ class OwnParts:
 
     def tend(self) -> None:
         self.taken.renew(lambda _: None)
-        if now() - self._looked > _ASK_SECONDS:
+        idle = len(self.taken.held) + len(self.journal.done) < self.count and self.taken.waits
+        if now() - self._looked > (_ASK_SECONDS if idle else _LOOK_SECONDS):
             self._looked = now()
             self._look()
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoints.publish import partial_folders
-from ..engine.journal import read_journal
+from ..engine.journal import Known, read_journal
 from ..jobs.errors import FerryError
 from ..jobs.locations import Locations
 from ..jobs.spec import target_of
@@ -14,6 +14,8 @@ from ..jobs.state import Job
 from ..jobs.store import Claim, Unclean
 
 _GONE = "-gone"
+_WORTH_KEEPING_BYTES = 2**20
+"""Less is written again sooner than it is looked for."""
 
 
 def target_path(job: Job, locations: Locations) -> Path | None:
@@ -33,7 +35,11 @@ def holds_parts(claim: Claim, locations: Locations) -> bool:
     """Whether an attempt at the job, this or an earlier one, left parts that a later one need not write again."""
     target = target_path(claim.job, locations)
     known = map(read_journal, partial_folders(target, claim.job.id)) if target else ()
-    return any(journal is not None and journal.done for journal in known)
+    return any(journal is not None and _bytes(journal) >= _WORTH_KEEPING_BYTES for journal in known)
+
+
+def _bytes(journal: Known) -> int:
+    return sum(segment.length for segments in journal.done.values() for segment in segments)
 
 
 def clear_unclean(unclean: Unclean, locations: Locations) -> bool:

@@ -3,7 +3,6 @@
 # pyright: basic
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from torch import distributed
 
 from ..integration.load import for_this_host
 from ..mapping.model_config import MegatronValues, build
+from ..settings import let_megatron_run_alone
 from .off_cuda import megatron_on
 
 _LENGTH, _SEQUENCES = 64, 2
@@ -107,7 +107,7 @@ def _join_alone(device: str) -> None:
 
     meeting = Path(tempfile.mkdtemp()) / "store"
     backend = "gloo" if device == "cpu" else "nccl"
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    let_megatron_run_alone()
     distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1)
     state: Any = parallel_state
     state.initialize_model_parallel()
@@ -119,8 +119,6 @@ def _join_alone(device: str) -> None:
 def _built(values: MegatronValues) -> Any:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
-        os.environ.pop(name, None)
     config: Any = for_this_host(build(values))
     config.parallel_output = False
     transformer = config.transformer
