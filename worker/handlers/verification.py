@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.iterations import iteration_folder
-from ..jobs.errors import BadInputError, ErrorInfo, FerryError, InternalError, TransientError, error_from_info
+from ..jobs.errors import (
+    BadInputError,
+    ErrorInfo,
+    FerryError,
+    InternalError,
+    TransientError,
+    error_from_info,
+    error_from_os,
+)
 from ..jobs.spec import ExportSpec, ImportSpec
 from ..jobs.state import LogitsFigures, Progress, Verified
 from ..lifeline import die_with_parent
@@ -26,6 +34,7 @@ from .context import JobContext
 from .quantize import BLOCK, linear_weights
 
 if TYPE_CHECKING:
+    from ..verification.readers import SafetensorsReader
     from .conversion import Conversion
 
 MOST_DIFFERENCE = 1e-3
@@ -99,10 +108,9 @@ def _verify_tensors(conversion: "Conversion", spec: ImportSpec | ExportSpec, sta
 
     wrong = _forked(compared, context.copy_processes, heard)
     if wrong:
-        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise _not_verified(
             f"{len(wrong)} of {len(conversion.plan.tasks)} tensors that were written",
-            f"other bits in {', '.join(wrong[:_NAMED])}{more}",
+            f"other bits in {_some(wrong)}",
             "what the source holds, read by the formats' own libraries",
         )
     return len(conversion.plan.tasks)
@@ -118,29 +126,53 @@ def _differing(
     """In a process of its own: every `share[1]`-th tensor."""
     import torch
 
-    from ..verification.readers import SafetensorsReader, TorchDistReader
-    from ..verification.tensors import differing, expected_of, quantized_of
+    from ..verification.readers import SafetensorsReader, TorchDistReader, reading
+    from ..verification.tensors import differing, differing_codes, listed_otherwise
 
     torch.set_num_threads(1)
     number, count = share
     tasks = conversion.plan.tasks[number::count]
-    megatron = TorchDistReader(_iterations(conversion, staged))
-    if isinstance(spec, ImportSpec):
-        way = quantized(read_record(conversion.source))
-        hf = SafetensorsReader(conversion.source, way.block if way else (BLOCK, BLOCK))
+    codes = linear_weights(conversion.model) if isinstance(spec, ExportSpec) and spec.quantize else frozenset[str]()
+    with reading(f"the indexes of {conversion.source} and {staged}"):
+        megatron = TorchDistReader(_iterations(conversion, staged))
+        hf = _hf_reader(conversion.source) if conversion.kind == "import" else SafetensorsReader(staged)
+        written = megatron if conversion.kind == "import" else hf
+        if number == 0:
+            _refuse_another_list(listed_otherwise(conversion.plan.tasks, _scales(conversion, codes), written))
+    if conversion.kind == "import":
         return differing(tasks, hf, megatron, heard)
-    written = SafetensorsReader(staged)
-    codes = linear_weights(conversion.model) if spec.quantize else frozenset[str]()
-    wrong = differing([task for task in tasks if task.target.name not in codes], megatron, written, heard)
-    for task in tasks:
-        if task.target.name in codes:
-            weight, scales = quantized_of(expected_of(task, megatron), BLOCK)
-            same = torch.equal(written.stored(f"{task.target.name}_scale_inv"), scales)
-            found = written.stored(task.target.name).view(torch.uint8)
-            if not same or not torch.equal(found, weight.view(torch.uint8)):
-                wrong.append(str(task.target))
-            heard(weight.numel())
-    return wrong
+    plain = differing([task for task in tasks if task.target.name not in codes], megatron, hf, heard)
+    return plain + differing_codes([task for task in tasks if task.target.name in codes], megatron, hf, BLOCK, heard)
+
+
+def _hf_reader(source: Path) -> "SafetensorsReader":
+    from ..verification.readers import SafetensorsReader
+
+    way = quantized(read_record(source))
+    return SafetensorsReader(source, way.block if way else (BLOCK, BLOCK))
+
+
+def _scales(conversion: "Conversion", codes: frozenset[str]) -> dict[str, tuple[int, ...]]:
+    """What stands beside fp8 codes: a scale for each block."""
+    return {
+        f"{task.target.name}_scale_inv": tuple(-(-size // BLOCK) for size in task.shape)
+        for task in conversion.plan.tasks
+        if task.target.name in codes
+    }
+
+
+def _refuse_another_list(names: list[str]) -> None:
+    if names:
+        raise _not_verified(
+            "the list of tensors that were written",
+            f"other shapes, or tensors too many or too few: {_some(names)}",
+            "the tensors of the plan, and their shapes",
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _forked(
@@ -180,6 +212,8 @@ def _live(
             answer: dict[str, Any] = {"wrong": work(number, count, heard)}
         except FerryError as error:
             answer = {"error": error.info.model_dump()}
+        except OSError as error:
+            answer = {"error": error_from_os(error).info.model_dump()}
         except BaseException as error:  # PyTorch's CheckpointException is no Exception.
             traceback.print_exc()
             answer = {"error": _bug(error).info.model_dump()}

@@ -4,19 +4,37 @@
 
 import io
 import json
+import pickle
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ..jobs.errors import BadInputError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _KEPT = 4
 """Items of a `.distcp` file that are kept: neighbours in a plan read the same ones."""
+
+_BROKEN = (
+    AttributeError,
+    EOFError,
+    FileNotFoundError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+"""What the libraries raise on a file that is not what it should be. Any other fault of a disk may be gone next time."""
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
@@ -27,6 +45,25 @@ class TensorReader(Protocol):
     def read(self, name: str, index: tuple[int, ...]) -> torch.Tensor:
         """A tensor, or slice `index` of a stack."""
         ...
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor that is there, as it is stored."""
+        ...
+
+
+@contextmanager
+def reading(thing: str) -> Iterator[None]:
+    """BadInputError (`not_verified`) where `thing` cannot be read by its format's own library."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise BadInputError(
+            "not_verified",
+            thing,
+            found=f"bytes that its format's own library cannot read ({type(error).__name__}: {error})"[:400],
+            expected="a file in its format",
+            next_step="Nothing was published. Submit it again; check the disk if that repeats.",
+        ) from error
 
 
 @dataclass(slots=True)
@@ -54,14 +91,16 @@ class SafetensorsReader:
             return self._mxfp4(name, index)
         return self.stored(name, index)
 
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        files = [self._file(path.name) for path in sorted(self.folder.glob("*.safetensors"))]
+        return {name: tuple(file.get_slice(name).get_shape()) for file in files for name in file.keys()}  # noqa: SIM118
+
     def stored(self, name: str, index: tuple[int, ...] = ()) -> torch.Tensor:
         """As the file has it, codes and scales too."""
         whole = self._file(self._files[name]).get_slice(name)
         return cast(torch.Tensor, whole[index] if index else whole[:])
 
     def _file(self, name: str) -> Any:
-        from safetensors import safe_open
-
         if name not in self._open:
             self._open[name] = safe_open(self.folder / name, framework="pt")
         return self._open[name]
@@ -119,6 +158,10 @@ class TorchDistReader:
         if filled != whole.numel():
             raise _incomplete(self.folder, name, filled, whole.numel())
         return whole
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        entries = self._metadata.state_dict_metadata.items()
+        return {name: tuple(entry.size) for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
     def _item(self, name: str, offsets: tuple[int, ...]) -> torch.Tensor:
         info = self._metadata.by_name[name][offsets]

@@ -2,13 +2,13 @@
 # torch and Megatron are typed in part:
 # pyright: basic
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import xxhash
 
 from ..mapping.blocks import Task
-from .readers import TensorReader
+from .readers import SafetensorsReader, TensorReader, reading
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -19,12 +19,39 @@ def differing(
     """Names of tensors whose bits are others; `heard` learns of the bytes that were compared."""
     wrong: list[str] = []
     for task in tasks:
-        found = written.read(task.target.name, task.target.index)
+        with reading(f"tensor '{task.target}' as it was written"):
+            found = written.read(task.target.name, task.target.index)
         expected = expected_of(task, source)
         if found.dtype != expected.dtype or found.shape != expected.shape or _digest(found) != _digest(expected):
             wrong.append(str(task.target))
         heard(expected.numel() * expected.element_size())
     return wrong
+
+
+def differing_codes(
+    tasks: Iterable[Task], source: TensorReader, written: SafetensorsReader, block: int, heard: Callable[[int], None]
+) -> list[str]:
+    """The same for matrices that were written as e4m3 codes with a scale for each block."""
+    wrong: list[str] = []
+    for task in tasks:
+        weight, scales = quantized_of(expected_of(task, source), block)
+        with reading(f"tensor '{task.target}' as it was written"):
+            found = written.stored(task.target.name).view(torch.uint8)
+            found_scales = written.stored(f"{task.target.name}_scale_inv")
+        if not torch.equal(found_scales, scales) or not torch.equal(found, weight.view(torch.uint8)):
+            wrong.append(str(task.target))
+        heard(weight.numel())
+    return wrong
+
+
+def listed_otherwise(tasks: Iterable[Task], beside: Mapping[str, tuple[int, ...]], written: TensorReader) -> list[str]:
+    """Names of tensors that are there and should not be, or the other way, or that claim another shape.
+
+    `beside` are those that are written beside the tasks' own. What no task makes, no task's comparison would look at.
+    """
+    expected = {task.target.name: (*task.stack, *task.shape) for task in tasks} | dict(beside)
+    found = written.shapes()
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
 def expected_of(task: Task, source: TensorReader) -> torch.Tensor:
