@@ -25,13 +25,11 @@ def main(argv: list[str]) -> int:
             sys.stdout.buffer.write(answer(sys.stdin.buffer.read()))
             return 0
         case ["logits"]:
-            import json
-
             from .lifeline import die_with_parent
-            from .verification.logits import compare
+            from .verification.logits import serve
 
             die_with_parent(int(argv[1]))
-            sys.stdout.write(json.dumps(compare(sys.stdin.read())) + "\n")
+            serve(sys.stdin.read())
             return 0
         case ["model-configs"]:
             from .handlers.model_configs import serve

@@ -59,6 +59,18 @@ def test_it_is_exported_where_that_is_allowed(made: Path, tmp_path: Path, place:
     assert same_tensors(tmp_path / "back", made / "hf")
 
 
+@pytest.mark.parametrize("check", ["tensors", "logits"])
+def test_what_has_no_reader_of_its_own_is_refused_before_the_copy(made: Path, tmp_path: Path, check: str) -> None:
+    command = ("export", made / "older", tmp_path / "back", "--hf-config", made / "hf", "--local", "--allow-pickle")
+
+    done = ferry(*command, "--verify", check)
+
+    assert done.returncode == 2
+    assert "older torch format" in done.stderr
+    assert "copying" not in done.stderr
+    assert not (tmp_path / "back").exists()
+
+
 def test_its_plan_is_shown_where_that_is_allowed(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FERRY_ALLOW_PICKLE", "1")
 
@@ -74,6 +86,7 @@ def test_it_is_compared_with_another_checkpoint(made: Path) -> None:
 
     assert ferry(*command).returncode == 2
     assert ferry(*command, "--allow-pickle").returncode == 0
+    assert "older torch format" in ferry(*command, "--allow-pickle", "--logits").stderr
 
 
 def test_a_release_folder_is_found(made: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """`verify:` of a conversion: wrong output is never published, whichever way it came to be wrong."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,8 +13,11 @@ from tests import quantized_folders
 from tests.families.case import BY_NAME, Case, write
 from tests.jobs_here import do
 from tests.llama_folder import write_llama
+from tests.unit.test_cli import ferry
+from worker.checkpoints.extents import Item, TargetFile
 from worker.engine import processes
 from worker.engine.copy import copy_part
+from worker.handlers import import_checkpoint
 from worker.handlers.context import Answer, Prepared
 from worker.jobs.errors import BadInputError
 from worker.jobs.spec import ExportSpec, ImportSpec, VerifySpec
@@ -129,6 +133,72 @@ def test_a_byte_that_changed_on_the_disk_keeps_the_output_unpublished(
     assert list(tmp_path.glob("*.partial-*")) == []
 
 
+Index = Callable[[Sequence[Item], Iterable[TargetFile], TargetFile], Mapping[str, bytes]]
+
+
+def one_layer_more(index: Index) -> Index:
+    """An index that claims a layer which no file has."""
+
+    def claiming(items: Sequence[Item], files: Iterable[TargetFile], objects: TargetFile) -> Mapping[str, bytes]:
+        deeper = [replace(item, stack=tuple(size + 1 for size in item.stack)) for item in items]
+        return index(deeper, files, objects)
+
+    return claiming
+
+
+def another_name(index: Index) -> Index:
+    """An index that calls a tensor otherwise."""
+
+    def claiming(items: Sequence[Item], files: Iterable[TargetFile], objects: TargetFile) -> Mapping[str, bytes]:
+        named = [replace(item, name=item.name.replace("final_layernorm", "last_layernorm")) for item in items]
+        return index(named, files, objects)
+
+    return claiming
+
+
+@pytest.mark.parametrize(
+    ("claiming", "named"), [(one_layer_more, "decoder.layers"), (another_name, "decoder.last_layernorm.weight")]
+)
+def test_an_index_that_lists_other_tensors_is_found(
+    claiming: Callable[[Index], Index], named: str, tmp_path: Path, warm_model_configs: Path
+) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    spec = ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "out"), verify=("tensors",))
+
+    with (
+        mock.patch.object(import_checkpoint, "index_files", claiming(import_checkpoint.index_files)),
+        pytest.raises(BadInputError, match=f"too many or too few.*{named}") as caught,
+    ):
+        do(spec, warm_model_configs)
+
+    assert caught.value.info.code == "not_verified"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["import", "export"])
+def test_what_its_own_library_cannot_read_is_not_verified(kind: str, tmp_path: Path, warm_model_configs: Path) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    spec: ImportSpec | ExportSpec = ImportSpec(
+        source=str(tmp_path / "hf"), target=str(tmp_path / "out"), verify=("tensors",)
+    )
+    if kind == "export":
+        do(ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "mcore")), warm_model_configs)
+        spec = ExportSpec(source=str(tmp_path / "mcore"), target=str(tmp_path / "out"), verify=("tensors",))
+
+    def torn(part: Any, file: Path, *rest: Any) -> Any:
+        segments = copy_part(part, file, *rest)
+        with file.open("r+b") as written:
+            written.write(b"\xff" * 8)
+        return segments
+
+    with mock.patch.object(processes, "copy_part", torn), pytest.raises(BadInputError, match="own library") as caught:
+        do(spec, warm_model_configs)
+
+    assert caught.value.info.code == "not_verified"
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob("*.partial-*")) == []
+
+
 @pytest.mark.parametrize("name", ["llama-3.1", "mixtral"])
 def test_both_models_give_the_same_logits(name: str, tmp_path: Path, warm_model_configs: Path) -> None:
     case = BY_NAME.get(name) or next(case for case in BY_NAME.values() if case.name.startswith(name[:5]))
@@ -147,6 +217,35 @@ def test_both_models_give_the_same_logits(name: str, tmp_path: Path, warm_model_
     assert isinstance(compared.result, VerifyResult)
     assert compared.result.logits
     assert compared.result.logits.max_abs_difference == pytest.approx(figures.max_abs_difference, rel=1)
+
+
+def test_the_command_line_compares_logits_and_shows_them(tmp_path: Path, warm_model_configs: Path) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    do(ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "mcore")), warm_model_configs)
+
+    done = ferry("verify", tmp_path / "mcore", tmp_path / "hf", "--logits", "--local")
+
+    assert done.returncode == 0, done.stderr
+    assert "logits" in done.stdout
+    assert "verifying" in done.stderr
+
+
+def test_the_logits_of_two_megatron_checkpoints_are_compared(tmp_path: Path, warm_model_configs: Path) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    for number, name in ((None, "release"), (3, "numbered")):
+        spec = ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / name), iteration=number)
+        do(spec, warm_model_configs)
+    seen: list[Progress] = []
+
+    spec = VerifySpec(source=str(tmp_path / "release"), against=str(tmp_path / "numbered"), logits=True)
+    compared = do(spec, warm_model_configs, seen.append)
+
+    assert isinstance(compared, Answer)
+    assert isinstance(compared.result, VerifyResult)
+    assert compared.result.logits
+    assert compared.result.logits.max_abs_difference == 0
+    verifying = [progress.done_bytes / progress.total_bytes for progress in seen if progress.phase == "verifying"]
+    assert [round(part, 2) for part in verifying] == [0, 0.25, 0.5, 0.75, 1]
 
 
 def test_a_mistake_that_a_round_trip_hides_is_found_by_the_logits(tmp_path: Path, warm_model_configs: Path) -> None:

@@ -26,6 +26,7 @@ from .described import Described, describe
 from .hf_source import CONFIGURED, STORED, as_json
 from .quantize import fp8_config, linear_weights, quantized_items
 from .saved_weights import args_of, open_saved, weights_of
+from .unverified import refuse_older_format
 
 
 def run(spec: ExportSpec, context: JobContext) -> Prepared:
@@ -41,6 +42,8 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     if not replaces(spec):
         refuse_existing(target)
     refuse_inside(source, target)
+    if spec.verify:
+        refuse_older_format(iteration_folder(source), f"verify {', '.join(spec.verify)}")
     hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)
     opened = open_checkpoint(source, hf_config, spec.dtype, allow_pickle=locations.allow_pickle)
     described, weights, plan = opened.described, opened.weights, opened.plan

@@ -1,44 +1,36 @@
-"""`verify:` of a conversion, and the logits of two checkpoints: run in processes of their own, judged here."""
+"""`verify:` of a conversion: its tensors in processes of their own, and its logits; judged before it is published."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.iterations import iteration_folder
 from ..jobs.errors import (
-    BadInputError,
     ErrorInfo,
     FerryError,
     InternalError,
-    TransientError,
     error_from_info,
     error_from_os,
 )
 from ..jobs.spec import ExportSpec, ImportSpec
 from ..jobs.state import LogitsFigures, Progress, Verified
 from ..lifeline import die_with_parent
-from ..mapping.bindings import Model
-from ..mapping.family import megatron_values
 from ..mapping.quantization import quantized
 from .config import read_record
 from .context import JobContext
+from .model_logits import compare_logits, hf_side, megatron_side
 from .quantize import BLOCK, linear_weights
+from .unverified import lost, not_verified
 
 if TYPE_CHECKING:
     from ..verification.readers import SafetensorsReader
     from .conversion import Conversion
 
-MOST_DIFFERENCE = 1e-3
-"""Of two models' logits in fp32, as a part of their range: sums in another order come to some millionths."""
 _NAMED = 3
 
 
@@ -54,38 +46,11 @@ def verify_written(
     return Verified(tensors=tensors, logits=logits)
 
 
-def compare_logits(sides: tuple[dict[str, Any], dict[str, Any]], model: Model, *, gpu: bool) -> LogitsFigures:
-    """Run both. BadInputError where their logits are further apart than sums in another order explain."""
-    vocabulary = model.hf.positive("vocab_size")
-    request = json.dumps({"sides": sides, "vocabulary": vocabulary, "device": "cuda" if gpu else "cpu"})
-    figures = LogitsFigures.model_validate(_run_logits(request))
-    apart = figures.max_abs_difference / figures.range if figures.range else 0.0
-    if not apart <= MOST_DIFFERENCE or figures.top1_agreement < 1:
-        raise _not_verified(
-            "the logits of the two models",
-            f"a largest difference of {figures.max_abs_difference:.3g} in a range of {figures.range:.3g}, "
-            f"cosine {figures.cosine:.6f}, the same first choice at {figures.top1_agreement:.2%} of places",
-            f"a difference of at most {MOST_DIFFERENCE:g} of the range, and the same first choices",
-        )
-    return figures
-
-
-def hf_side(folder: Path) -> dict[str, Any]:
-    """An HF folder, for `compare_logits`."""
-    return {"hf": str(folder)}
-
-
-def megatron_side(folder: Path, model: Model) -> dict[str, Any]:
-    """An iteration folder, for `compare_logits`."""
-    values = megatron_values(model.family, model.mcore, "verify")
-    return {"megatron": str(folder), "values": asdict(values)}
-
-
 def _verify_logits(conversion: "Conversion", staged: Path, context: JobContext) -> LogitsFigures:
     folders = _iterations(conversion, staged)
     hf = conversion.source if conversion.kind == "import" else staged
     sides = hf_side(hf), megatron_side(folders, conversion.model)
-    return compare_logits(sides, conversion.model, gpu=context.gpu)
+    return compare_logits(sides, conversion.model, context, conversion.bytes)
 
 
 def _iterations(conversion: "Conversion", staged: Path) -> Path:
@@ -108,7 +73,7 @@ def _verify_tensors(conversion: "Conversion", spec: ImportSpec | ExportSpec, sta
 
     wrong = _forked(compared, context.copy_processes, heard)
     if wrong:
-        raise _not_verified(
+        raise not_verified(
             f"{len(wrong)} of {len(conversion.plan.tasks)} tensors that were written",
             f"other bits in {_some(wrong)}",
             "what the source holds, read by the formats' own libraries",
@@ -163,7 +128,7 @@ def _scales(conversion: "Conversion", codes: frozenset[str]) -> dict[str, tuple[
 
 def _refuse_another_list(names: list[str]) -> None:
     if names:
-        raise _not_verified(
+        raise not_verified(
             "the list of tensors that were written",
             f"other shapes, or tensors too many or too few: {_some(names)}",
             "the tensors of the plan, and their shapes",
@@ -233,54 +198,13 @@ def _listen(reading: int, heard: Callable[[int], None]) -> list[str]:
                 raise error_from_info(ErrorInfo.model_validate(answer["error"]))
             else:
                 return answer["wrong"]
-    raise _lost()
+    raise lost()
 
 
 def _end(pid: int) -> None:
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def _run_logits(request: str) -> dict[str, float]:
-    command = [sys.executable, "-P", "-m", "worker", "logits", str(os.getpid())]
-    with tempfile.TemporaryFile() as log:
-        done = subprocess.run(command, input=request.encode(), stdout=subprocess.PIPE, stderr=log, check=False)
-        if done.returncode == 0:
-            return json.loads(done.stdout.splitlines()[-1])
-        log.seek(0)
-        text = log.read().decode(errors="replace")
-    sys.stderr.write(text)
-    if done.returncode < 0:
-        raise _lost()
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no word")
-    raise BadInputError(
-        "not_verified",
-        "the logits of the two models",
-        found=f"a model that could not be run here: {last[:300]}",
-        expected="two models that this host can build (families with layers of their own need Transformer Engine)",
-        next_step="Verify `tensors` alone, or run it where Megatron runs this model.",
-    )
-
-
-def _not_verified(thing: str, found: str, expected: str) -> BadInputError:
-    return BadInputError(
-        "not_verified",
-        thing,
-        found=found,
-        expected=expected,
-        next_step="Nothing was published. Do not use what made it; report it with its plan.",
-    )
-
-
-def _lost() -> TransientError:
-    return TransientError(
-        "attempt_lost",
-        "the process that verifies",
-        found="its end without an answer (killed, perhaps for memory)",
-        expected="an answer",
-        next_step="Retry; if it repeats, look for the kernel's out-of-memory messages.",
-    )
 
 
 def _bug(error: BaseException) -> InternalError:

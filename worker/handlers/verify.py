@@ -25,7 +25,8 @@ from ..mapping.plan import plan_import
 from .context import Answer, JobContext
 from .export_checkpoint import open_checkpoint
 from .hf_source import open_hf, open_tensors
-from .verification import compare_logits, hf_side, megatron_side
+from .model_logits import compare_logits, hf_side, megatron_side
+from .unverified import refuse_older_format
 
 _NAMED = 3
 """Of many differences, so many are named."""
@@ -61,12 +62,17 @@ def _logits(one: Path, other: Path, spec: VerifySpec, context: JobContext) -> Lo
     hf_config = context.locations.resolve_source(spec.hf_config) if spec.hf_config else None
     described = [_described(place, hf_config, context) for place in (one, other)]
     sides = (described[0][0], described[1][0])
-    return compare_logits(sides, described[0][1], gpu=context.gpu)
+    return compare_logits(sides, described[0][1], context, sum(map(_bytes_in, (one, other))))
+
+
+def _bytes_in(place: Path) -> int:
+    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
 
 def _described(place: Path, hf_config: Path | None, context: JobContext) -> tuple[dict[str, Any], Model]:
     if _is_hf(place):
         return hf_side(place), open_hf(place).model
+    refuse_older_format(iteration_folder(place), "logits")
     opened = open_checkpoint(place, hf_config, allow_pickle=context.locations.allow_pickle)
     model = opened.described.model
     return megatron_side(iteration_folder(place), model), model

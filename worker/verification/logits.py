@@ -3,6 +3,7 @@
 # pyright: basic
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,6 +19,8 @@ from ..settings import let_megatron_run_alone
 from .off_cuda import megatron_on
 
 _LENGTH, _SEQUENCES = 64, 2
+_STEPS = 4
+"""Two models, each loaded and run."""
 
 # Upstream's two layer specs name some norms differently in checkpoints; trainers use Transformer Engine's names.
 _TRANSFORMER_ENGINE_NAMES = (
@@ -27,13 +30,27 @@ _TRANSFORMER_ENGINE_NAMES = (
 )
 
 
-def compare(request: str) -> dict[str, float]:
+def serve(request: str) -> None:
+    """A JSON line for each step and one for the figures. What libraries print goes where errors go."""
+    with os.fdopen(os.dup(1), "w", buffering=1) as lines:
+        os.dup2(2, 1)
+        steps = iter(range(1, _STEPS + 1))
+
+        def stepped() -> None:
+            lines.write(json.dumps({"step": next(steps), "of": _STEPS}) + "\n")
+
+        lines.write(json.dumps({"figures": compare(request, stepped)}) + "\n")
+
+
+def compare(request: str, stepped: Callable[[], None]) -> dict[str, float]:
     """`{"sides": [side, side], "vocabulary": n, "device": "cpu"}`, a side being `{"hf": folder}` or
     `{"megatron": iteration folder, "values": MegatronValues}`."""
     asked = json.loads(request)
     vocabulary: int = asked["vocabulary"]
     tokens = _tokens(vocabulary)
-    one, other = (_logits(side, tokens, asked["device"])[..., :vocabulary].float().cpu() for side in asked["sides"])
+    one, other = (
+        _logits(side, tokens, asked["device"], stepped)[..., :vocabulary].float().cpu() for side in asked["sides"]
+    )
     return figures(one, other)
 
 
@@ -65,22 +82,27 @@ def _tokens(vocabulary: int) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def _logits(side: dict[str, Any], tokens: torch.Tensor, device: str) -> torch.Tensor:
+def _logits(side: dict[str, Any], tokens: torch.Tensor, device: str, stepped: Callable[[], None]) -> torch.Tensor:
     with torch.no_grad():
         if "hf" in side:
-            return _hf_logits(Path(side["hf"]), tokens, device)
-        values = MegatronValues(**side["values"])
-        return _megatron_logits(Path(side["megatron"]), values, tokens, device)
+            logits = _hf_logits(Path(side["hf"]), tokens, device, stepped)
+        else:
+            values = MegatronValues(**side["values"])
+            logits = _megatron_logits(Path(side["megatron"]), values, tokens, device, stepped)
+    stepped()
+    return logits
 
 
-def _hf_logits(folder: Path, tokens: torch.Tensor, device: str) -> torch.Tensor:
+def _hf_logits(folder: Path, tokens: torch.Tensor, device: str, stepped: Callable[[], None]) -> torch.Tensor:
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **_dequantized(folder, transformers)
     )
-    return model.eval().to(device)(tokens.to(device)).logits
+    model = model.eval().to(device)
+    stepped()
+    return model(tokens.to(device)).logits
 
 
 def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
@@ -92,11 +114,14 @@ def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
     return {"quantization_config": ways[method]()} if method in ways else {}
 
 
-def _megatron_logits(folder: Path, values: MegatronValues, tokens: torch.Tensor, device: str) -> torch.Tensor:
+def _megatron_logits(
+    folder: Path, values: MegatronValues, tokens: torch.Tensor, device: str, stepped: Callable[[], None]
+) -> torch.Tensor:
     _join_alone(device)
     with megatron_on("cpu") if device == "cpu" else nullcontext():
         model = _built(values).to(device)
         _load(model, folder)
+        stepped()
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         return model(tokens.to(device), positions.to(device), None)
 
@@ -105,9 +130,11 @@ def _join_alone(device: str) -> None:
     """Megatron knows no model without groups."""
     from megatron.core import parallel_state, tensor_parallel
 
+    let_megatron_run_alone()
+    if distributed.is_initialized():  # The other side is Megatron's too.
+        return
     meeting = Path(tempfile.mkdtemp()) / "store"
     backend = "gloo" if device == "cpu" else "nccl"
-    let_megatron_run_alone()
     distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=0, world_size=1)
     state: Any = parallel_state
     state.initialize_model_parallel()

@@ -1,0 +1,101 @@
+"""The logits of two checkpoints' models: run in a process of their own, judged here."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..jobs.errors import BadInputError
+from ..jobs.state import LogitsFigures, Progress
+from ..mapping.bindings import Model
+from ..mapping.family import megatron_values
+from .context import JobContext
+from .unverified import lost, not_verified
+
+MOST_DIFFERENCE = 1e-3
+"""Of two models' logits in fp32, as a part of their range: sums in another order come to some millionths."""
+
+
+def compare_logits(
+    sides: tuple[dict[str, Any], dict[str, Any]], model: Model, context: JobContext, total: int
+) -> LogitsFigures:
+    """Run both. BadInputError where their logits are further apart than sums in another order explain.
+
+    `total`: the bytes of both together, as progress counts them.
+    """
+    vocabulary = model.hf.positive("vocab_size")
+    request = json.dumps({"sides": sides, "vocabulary": vocabulary, "device": "cuda" if context.gpu else "cpu"})
+
+    def heard(part: float) -> None:
+        context.report(Progress(phase="verifying", done_bytes=int(part * total), total_bytes=total))
+
+    heard(0)
+    figures = LogitsFigures.model_validate(_run_logits(request, heard))
+    apart = figures.max_abs_difference / figures.range if figures.range else 0.0
+    if not apart <= MOST_DIFFERENCE or figures.top1_agreement < 1:
+        raise not_verified(
+            "the logits of the two models",
+            f"a largest difference of {figures.max_abs_difference:.3g} in a range of {figures.range:.3g}, "
+            f"cosine {figures.cosine:.6f}, the same first choice at {figures.top1_agreement:.2%} of places",
+            f"a difference of at most {MOST_DIFFERENCE:g} of the range, and the same first choices",
+        )
+    return figures
+
+
+def hf_side(folder: Path) -> dict[str, Any]:
+    """An HF folder, for `compare_logits`."""
+    return {"hf": str(folder)}
+
+
+def megatron_side(folder: Path, model: Model) -> dict[str, Any]:
+    """An iteration folder, for `compare_logits`."""
+    values = megatron_values(model.family, model.mcore, "verify")
+    return {"megatron": str(folder), "values": asdict(values)}
+
+
+def _run_logits(request: str, heard: Callable[[float], None]) -> dict[str, float]:
+    command = [sys.executable, "-P", "-m", "worker", "logits", str(os.getpid())]
+    with tempfile.TemporaryFile() as log:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as process:
+            try:
+                figures = _hear_logits(process, request, heard)
+            finally:
+                process.kill()
+        if figures is not None:
+            return figures
+        log.seek(0)
+        text = log.read().decode(errors="replace")
+    sys.stderr.write(text)
+    if process.returncode < 0:
+        raise lost()
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no word")
+    raise BadInputError(
+        "not_verified",
+        "the logits of the two models",
+        found=f"a model that could not be run here: {last[:300]}",
+        expected="two models that this host can build (families with layers of their own need Transformer Engine)",
+        next_step="Verify `tensors` alone, or run it where Megatron runs this model.",
+    )
+
+
+def _hear_logits(
+    process: "subprocess.Popen[bytes]", request: str, heard: Callable[[float], None]
+) -> dict[str, float] | None:
+    """None where it ends without an answer."""
+    assert process.stdin is not None  # PIPE
+    assert process.stdout is not None
+    with suppress(BrokenPipeError), process.stdin as asking:
+        asking.write(request.encode())
+    for line in process.stdout:
+        answer: Mapping[str, Any] = json.loads(line)
+        if "figures" in answer:
+            return answer["figures"]
+        heard(answer["step"] / answer["of"])
+    process.wait()
+    return None

@@ -1,0 +1,40 @@
+"""What verification says where it fails, or cannot be done."""
+
+from pathlib import Path
+
+from ..checkpoints.torch_dist import METADATA
+from ..jobs.errors import BadInputError, TransientError
+
+
+def not_verified(thing: str, found: str, expected: str) -> BadInputError:
+    """A check that failed."""
+    return BadInputError(
+        "not_verified",
+        thing,
+        found=found,
+        expected=expected,
+        next_step="Nothing was published. Do not use what made it; report it with its plan.",
+    )
+
+
+def lost() -> TransientError:
+    """A check that may succeed the next time."""
+    return TransientError(
+        "attempt_lost",
+        "the process that verifies",
+        found="its end without an answer (killed, perhaps for memory)",
+        expected="an answer",
+        next_step="Retry; if it repeats, look for the kernel's out-of-memory messages.",
+    )
+
+
+def refuse_older_format(folder: Path, check: str) -> None:
+    """BadInputError where an iteration folder's own libraries know no single tensor of it."""
+    if not (folder / METADATA).exists():
+        raise BadInputError(
+            "bad_request",
+            f"{check} of checkpoint {folder}",
+            found="Megatron's older torch format, which is pieces of tensors by rank",
+            expected="torch_dist",
+            next_step="Leave it out, and compare with `ferry verify A B` afterwards.",
+        )
