@@ -69,6 +69,4 @@ def test_no_module_is_named_after_nothing() -> None:
 
 
 def test_tests_have_no_packages() -> None:
-    stand_ins = PROJECT / "tests" / "megatron" / "stand_ins"
-
-    assert [path for path in PROJECT.glob("tests/**/__init__.py") if stand_ins not in path.parents] == []
+    assert list(PROJECT.glob("tests/**/__init__.py")) == []

@@ -199,7 +199,7 @@ def test_what_its_own_library_cannot_read_is_not_verified(kind: str, tmp_path: P
     assert list(tmp_path.glob("*.partial-*")) == []
 
 
-@pytest.mark.parametrize("name", ["llama-3.1", "mixtral"])
+@pytest.mark.parametrize("name", ["llama-3.1", "mixtral", "deepseek-v3", "nemotron-h", "qwen3-next"])
 def test_both_models_give_the_same_logits(name: str, tmp_path: Path, warm_model_configs: Path) -> None:
     case = BY_NAME.get(name) or next(case for case in BY_NAME.values() if case.name.startswith(name[:5]))
     write(case, tmp_path / "hf")

@@ -79,7 +79,7 @@ def _run_logits(request: str, heard: Callable[[float], None]) -> dict[str, float
         "not_verified",
         "the logits of the two models",
         found=f"a model that could not be run here: {last[:300]}",
-        expected="two models that this host can build (families with layers of their own need Transformer Engine)",
+        expected="two models that this host can build and hold in fp32, one after the other",
         next_step="Verify `tensors` alone, or run it where Megatron runs this model.",
     )
 

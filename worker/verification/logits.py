@@ -16,7 +16,7 @@ from torch import distributed
 from ..integration.load import for_this_host
 from ..mapping.model_config import MegatronValues, build
 from ..settings import let_megatron_run_alone
-from .off_cuda import megatron_on
+from .kernels import stand_in_for_kernels
 
 _LENGTH, _SEQUENCES = 64, 2
 _STEPS = 4
@@ -48,10 +48,11 @@ def compare(request: str, stepped: Callable[[], None]) -> dict[str, float]:
     asked = json.loads(request)
     vocabulary: int = asked["vocabulary"]
     tokens = _tokens(vocabulary)
-    one, other = (
-        _logits(side, tokens, asked["device"], stepped)[..., :vocabulary].float().cpu() for side in asked["sides"]
-    )
-    return figures(one, other)
+    found: dict[int, torch.Tensor] = {}
+    # HF's models first: Megatron's side may find libraries stood in for, of which HF's must not know.
+    for number, side in sorted(enumerate(asked["sides"]), key=lambda side: "megatron" in side[1]):
+        found[number] = _logits(side, tokens, asked["device"], stepped)[..., :vocabulary].float().cpu()
+    return figures(found[0], found[1])
 
 
 def figures(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
@@ -117,6 +118,10 @@ def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
 def _megatron_logits(
     folder: Path, values: MegatronValues, tokens: torch.Tensor, device: str, stepped: Callable[[], None]
 ) -> torch.Tensor:
+    if device == "cpu":
+        stand_in_for_kernels()
+    from .off_cuda import megatron_on
+
     _join_alone(device)
     with megatron_on("cpu") if device == "cpu" else nullcontext():
         model = _built(values).to(device)
