@@ -60,7 +60,7 @@ def _unknown_jobs(evidence: Evidence) -> Iterator[str]:
         yield f"{job_id} is a job that nobody was told of: {evidence.records[job_id]['request']['spec']}"
 
 
-_APART = ("target", "timings", "seconds")
+_APART = ("target", "timings", "seconds", "resumed_bytes")
 
 
 def _wrong_with(evidence: Evidence, job_id: str, ask: Ask, record: Record) -> Iterator[str]:

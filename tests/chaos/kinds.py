@@ -34,7 +34,7 @@ class Bad(Kind):
 KINDS: tuple[Kind, ...] = (
     Kind(name="config", share=4, spec={"kind": "config", "source": "data:small"}, writes=False),
     Kind(name="import-small", share=5, spec={"kind": "import", "source": "data:small"}),
-    Kind(name="import-large", share=4, spec={"kind": "import", "source": "data:large"}),
+    Kind(name="import-large", share=4, spec={"kind": "import", "part_bytes": 2**20, "source": "data:large"}),
     Kind(name="import-iteration", share=2, spec={"kind": "import", "source": "data:small", "iteration": 12}),
     Kind(name="export-small", share=5, spec={"kind": "export", "source": "data:reference-import-small"}),
     Kind(

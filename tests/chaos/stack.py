@@ -21,6 +21,8 @@ LEASE_SECONDS = 2.0
 SETTINGS: dict[str, str] = {
     "FERRY_LEASE_SECONDS": str(LEASE_SECONDS),
     "FERRY_COPY_PROCESSES": "2",
+    # Long enough for a retry that comes soon, short enough for the look at what is left.
+    "FERRY_KEEP_PARTIALS_SECONDS": "3",
     # FERRY_MAX_FAILURES and FERRY_MAX_LOSSES keep their defaults: what a user would have.
 }
 
