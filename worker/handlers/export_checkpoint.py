@@ -12,6 +12,7 @@ from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.source import Source
 from ..engine.collection import uncollected
 from ..engine.convert import items_of, refuse_nonzero
+from ..engine.plain_weights import CONFIGURED
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import DType, ExportSpec, replaces
 from ..mapping.bindings import Model, held_in_fp32
@@ -22,7 +23,7 @@ from ..mapping.record import Record
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
 from .described import Described, describe
-from .hf_source import CONFIGURED, STORED, as_json
+from .hf_source import STORED, as_json
 from .quantize import fp8_config, linear_weights, quantized_items
 from .saved_weights import args_of, open_saved, weights_of
 
