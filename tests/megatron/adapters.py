@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import distributed
 
 from worker.integration import (
     configure,
@@ -38,7 +38,7 @@ Sizes = dict[str, int]
 @contextmanager
 def on_cpu() -> Iterator[None]:
     """As a trainer's process on a host without CUDA."""
-    with megatron_on("cpu"), _NamedAsOnCuda():
+    with megatron_on("cpu"), _NamedAsOnCuda(), mock.patch.object(torch.cuda, "current_stream", return_value=None):
         yield
 
 
@@ -90,7 +90,7 @@ def trained(
             OptimizerConfig(optimizer="sgd", lr=rate, weight_decay=0.0, clip_grad=0.0, sgd_momentum=0.0), [wrapped]
         )
         finalize_model_config([wrapped], optimizer)
-        answer = forward(wrapped, torch.tensor(tokens))
+        answer = forward(model, torch.tensor(tokens))
         loss = torch.nn.functional.cross_entropy(answer[:, :-1].flatten(0, 1), torch.tensor(tokens)[:, 1:].flatten())
         loss.backward()
         finalize_model_grads([wrapped])
@@ -101,6 +101,14 @@ def trained(
     after = dict(model.named_parameters())
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     return changed, before.keys() - changed
+
+
+def saved_fresh(root: Path, target: Path, peft: Values, sizes: Sizes) -> None:
+    """Save an adapter as it is at first."""
+    wanted = create_peft(peft)
+    assert wanted is not None
+    with on_cpu():
+        save_peft_adapter_checkpoint([adapted(root, peft, sizes)], target, wanted)
 
 
 def saved_again(root: Path, source: Path, target: Path, peft: Values, sizes: Sizes) -> None:
@@ -125,8 +133,3 @@ def names(root: Path, peft: Values, sizes: Sizes) -> tuple[list[str], list[str]]
     with on_cpu():
         model = adapted(root, peft, sizes)
     return [name for name, _ in model.named_parameters()], list(model.state_dict())
-
-
-def last_rank() -> bool:
-    """This one."""
-    return distributed.get_rank() == distributed.get_world_size() - 1

@@ -47,13 +47,16 @@ def add_adapters(
     groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
     for chunk in model:
         chunk.requires_grad_(False)
-        for path, module in [*stage_of(chunk).named_modules()]:
-            parent = stage_of(chunk).get_submodule(path.rpartition(".")[0])
-            name = _global_name(stage_of(chunk), path, groups)
+        stage = stage_of(chunk)
+        named = [(path, _global_name(stage, path, groups), module) for path, module in stage.named_modules()]
+        for path, name, module in named:
             parts = peft.parts_of(name)
             if parts is not None and kind_of(module) is not None:
-                setattr(parent, path.rpartition(".")[2], _adapted(module, describe(module, name, groups), peft, parts))
-        _let_recomputation_reach_adapters(stage_of(chunk))
+                parent, _, last = path.rpartition(".")
+                setattr(
+                    stage.get_submodule(parent), last, _adapted(module, describe(module, name, groups), peft, parts)
+                )
+        _let_recomputation_reach_adapters(stage)
         chunk.train(training)
     return list(model)
 
