@@ -78,17 +78,18 @@ def test_parallel_ranks_add_nothing_at_first_and_fold_in(
 
 @pytest.mark.slow
 @MOE_SIZES
-@pytest.mark.parametrize("layers", ["local", "transformer_engine"])
 def test_parallel_experts_add_nothing_at_first_and_fold_in(
-    workshop: Workshop,
-    two_ranks: Ranks,
-    two_ranks_with_transformer_engine: Ranks,
-    sizes: dict[str, int],
-    layers: str,
+    workshop: Workshop, two_ranks: Ranks, sizes: dict[str, int]
 ) -> None:
-    ranks = two_ranks if layers == "local" else two_ranks_with_transformer_engine
+    laws(_logits(workshop, two_ranks, MOE, ROUTED, sizes))
 
-    laws(_logits(workshop, ranks, MOE, ROUTED, sizes))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"ep_size": 2}], ids=["TP2-ETP2", "EP2"])
+def test_parallel_grouped_experts_add_nothing_at_first_and_fold_in(
+    workshop: Workshop, two_ranks_with_transformer_engine: Ranks, sizes: dict[str, int]
+) -> None:
+    laws(_logits(workshop, two_ranks_with_transformer_engine, MOE, ROUTED, sizes))
 
 
 @TYPES

@@ -12,6 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
 from worker.integration import (
     configure,
@@ -49,8 +50,14 @@ def built(root: Path, sizes: Sizes, **overrides: object) -> Any:
     forget_attention_backend()
     given = {"parallel_output": False, "sequence_parallel": sequence_parallel, **overrides}
     config = configure(for_this_host(load_model_config(root)), dtype="fp32", overrides=given)
-    model = config.get_builder_cls()(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
+    # torch's norm does what it must on a part of a sequence; upstream's builder of it refuses, since it marks no weight.
+    with mock.patch.object(WrappedTorchNorm, "__new__", _norm):
+        model = config.get_builder_cls()(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
     return model.to(torch.float32)
+
+
+def _norm(cls: type, config: object, hidden_size: int, eps: float = 1e-5, **unused: object) -> torch.nn.Module:
+    return torch.nn.RMSNorm(hidden_size, eps)
 
 
 def adapted(root: Path, peft: Values, sizes: Sizes) -> Any:
