@@ -9,6 +9,7 @@ import pytest
 from tests.families.case import BY_NAME
 from tests.families.test_adapters import DENSE, LORA, MOE, TOKENS, TYPES
 from tests.families.test_logits import TOLERANCE
+from tests.families.test_round_trip import tensors
 from tests.families.workshop import Workshop
 from tests.megatron.ranks import RankError, Ranks
 
@@ -119,6 +120,32 @@ def test_megatrons_schedule_trains_adapters_over_two_stages(
     for changed, _ in answers:
         assert changed
         assert all(".adapter." in name for name in changed)
+
+
+def test_a_built_model_is_filled_adapted_and_streamed(workshop: Workshop, megatron: Ranks) -> None:
+    _refit(workshop, megatron, DENSE, 1, None)
+
+
+@pytest.mark.slow
+def test_virtual_stages_are_filled_adapted_and_streamed(workshop: Workshop, two_ranks: Ranks) -> None:
+    assert _refit(workshop, two_ranks, BY_NAME["qwen3-moe-dense-first"], 2, 2) == 2
+
+
+def _refit(workshop: Workshop, ranks: Ranks, case: Any, pp_size: int, vpp_size: int | None) -> int:
+    """The chunks of a rank, where what it streams is HF's, and changes with adapters folded in."""
+    peft = {**LORA, "lora_B_init_method": "normal"}
+    sources = {"root": workshop.imported(case), "source": workshop.source(case)}
+    answers = ranks.run("tests.megatron.trainers:refit", **sources, peft=peft, pp_size=pp_size, vpp_size=vpp_size)
+
+    expected = tensors(workshop.source(case))
+    for answer in answers:
+        assert {name: value.tobytes() for name, value in answer["plain"].items()} == {
+            name: bits for name, (_, _, bits) in expected.items()
+        }
+        moved = {name for name, value in answer["merged"].items() if not np.array_equal(value, answer["plain"][name])}
+        projections = {name for name in expected if name.endswith("_proj.weight")}
+        assert moved == projections
+    return answers[0]["chunks"]
 
 
 def _values(workshop: Workshop, ranks: Ranks, name: str, sizes: dict[str, int]) -> Any:

@@ -6,26 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 from worker.integration import (
     configure,
     create_ddp_config,
+    create_peft,
+    create_peft_hook,
     finalize_model_config,
     for_this_host,
     freeze_moe_router,
     generate_model_state_dict,
+    hf_to_mcore,
     load_checkpoint,
     load_model_config,
     make_value_model,
+    mcore_to_hf,
+    merged_adapters,
     save_checkpoint,
 )
 
 from .adapters import Sizes, adapted, built
 from .here import device, megatron_here
-from .model import forward, load, set_parallelism
+from .model import forget_attention_backend, forward, load, set_parallelism
 
 SIZES = (
     "tensor_model_parallel_size",
@@ -114,11 +121,31 @@ def trained_in_a_pipeline(root: Path, peft: dict[str, Any], tokens: list[list[in
             micro_batch_size=len(tokens),
             forward_only=False,
         )
-        done, _, _ = optimizer.step()
-        assert done
+        optimizer.step()
     after = dict(model.named_parameters())
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     return changed, before.keys() - changed
+
+
+def refit(root: Path, source: Path, peft: dict[str, Any], pp_size: int, vpp_size: int | None) -> dict[str, Any]:
+    """As the wheel's page says: built by upstream's builder with our hook, wrapped, its merged weights streamed."""
+    wanted = create_peft(peft)
+    assert wanted is not None
+    with megatron_here():
+        parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(1, pp_size, vpp_size)
+        forget_attention_backend()
+        config = configure(for_this_host(load_model_config(root)), dtype="fp32")
+        config.pre_wrap_hooks.append(create_peft_hook(wanted, lambda chunks: hf_to_mcore(chunks, source)))
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        # Upstream's own wrapping opens a CUDA stream.
+        chunks = config.get_builder_cls()(config).build_distributed_models(groups, wrap_with_ddp=False)
+        models = [DistributedDataParallel(chunk.config, create_ddp_config(), chunk) for chunk in chunks]
+        plain = {name: tensor.numpy().copy() for name, tensor in mcore_to_hf(models, config)}
+        with merged_adapters(models):
+            merged = {name: tensor.numpy().copy() for name, tensor in mcore_to_hf(models, config)}
+        parallel_state.destroy_model_parallel()
+    return {"chunks": len(models), "plain": plain, "merged": merged}
 
 
 def _forward_step(batches: Iterator[torch.Tensor], model: torch.nn.Module) -> Any:

@@ -16,7 +16,7 @@ from ..jobs.errors import InternalError
 from ..mapping.blocks import Address
 from .adapting import is_adapter_key
 from .checkpoint_names import saved_name
-from .chunks import chunks_of
+from .chunks import chunks_of, stage_of
 from .model_checkpoint import generate_model_state_dict
 from .value_model import is_value_head
 
@@ -50,7 +50,8 @@ def live_shards(
     Adapters and value heads, which no HF model has, are left out.
     """
     sections = generate_model_state_dict(model, pg_collection=pg_collection)
-    for chunk, section in zip(chunks_of(model), sections.values(), strict=True):
+    stages = map(stage_of, chunks_of(model))  # DDP has other things named `buffers`
+    for chunk, section in zip(stages, sections.values(), strict=True):
         memory = {tensor.untyped_storage().data_ptr() for tensor in (*chunk.parameters(), *chunk.buffers())}
         base = {k: v for k, v in section.items() if not (is_adapter_key(k) or is_value_head(chunk, k))}
         apply_factories(base)
