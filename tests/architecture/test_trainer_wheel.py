@@ -1,6 +1,7 @@
 """The trainers' wheel stands alone: built, installed and imported where nothing of the service is."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,17 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
+TRAINER = """
+import api
+import worker
+from mcore_ferry.integration import Peft, configure, create_peft, create_peft_hook, hf_to_mcore, mcore_to_hf
+
+peft = create_peft({"rank": worker.RANK, "alpha": 32})
+assert isinstance(peft, Peft)
+hook = create_peft_hook(peft)
+dim: int = peft.dim
+print(api.NAME, worker.__file__, dim, configure.__module__, hf_to_mcore.__module__, mcore_to_hf.__module__)
+"""
 GEMMA3 = {
     "model_type": "gemma3_text",
     "vocab_size": 257,
@@ -39,7 +51,10 @@ def beside_it(installed: Path, *statements: str) -> str:
     """What a trainer prints that has the wheel and no copy of Ferry's service; its output goes to stderr elsewhere."""
     preamble = (
         "import sys",
-        f"sys.path[:] = [{str(installed)!r}, *(path for path in sys.path if path not in ('', {str(PROJECT)!r}))]",
+        "from pathlib import Path",
+        # The service is found through the project's folder, wherever an editable install says that it is.
+        "others = [path for path in sys.path if path and not (Path(path) / 'worker' / 'handlers').exists()]",
+        f"sys.path[:] = [{str(installed)!r}, *others]",
         "from importlib.util import find_spec",
         "assert find_spec('worker') is None and find_spec('api') is None",
     )
@@ -87,3 +102,43 @@ def test_a_written_variant_opens_as_the_wheels_own_class(installed: Path, tmp_pa
     )
 
     assert printed.split()[-3:] == ["mcore_ferry.integration.variants"] * 2 + ["10000.0"]
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Path:
+    """A trainer's folder of scripts, two of which have our service's names."""
+    (tmp_path / "worker.py").write_text("RANK = 16\n")
+    (tmp_path / "api.py").write_text("NAME = 'trainer'\n")
+    (tmp_path / "train.py").write_text(TRAINER)
+    return tmp_path
+
+
+def test_it_runs_beside_scripts_of_our_services_names(installed: Path, trainer: Path) -> None:
+    paths = [str(trainer), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), *paths])}
+
+    printed = subprocess.check_output(
+        [sys.executable, "-W", "ignore", "train.py"], text=True, cwd=trainer, env=environment
+    )
+
+    name, own, rank, *places = printed.split()
+    assert (name, own, rank) == ("trainer", str(trainer / "worker.py"), "16")
+    assert [place.partition(".")[0] for place in places] == ["mcore_ferry"] * 3
+
+
+@pytest.mark.parametrize(("rank", "errors"), [("worker.RANK", 0), ("api.RANK", 1)])
+def test_it_type_checks_beside_them(installed: Path, trainer: Path, rank: str, errors: int) -> None:
+    (trainer / "train.py").write_text(TRAINER.replace("worker.RANK", rank) + ("" if not errors else "hook(peft)\n"))
+    (trainer / "pyrightconfig.json").write_text(
+        json.dumps({"include": ["train.py"], "extraPaths": [str(installed)], "typeCheckingMode": "basic"})
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable],
+        cwd=trainer,
+        capture_output=True,
+        text=True,
+    )
+
+    found = [line for line in json.loads(done.stdout)["generalDiagnostics"] if line["severity"] == "error"]
+    assert len(found) == 2 * errors, found

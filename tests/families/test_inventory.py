@@ -8,8 +8,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from tests.families.case import Case
 from tests.families.selection import every_case, every_local_case
 from tests.families.workshop import Workshop
-from tests.megatron.model import transformer_engine_name
 from tests.megatron.ranks import Ranks
+from worker.integration.checkpoint_names import saved_name
 
 
 def written(root: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
@@ -38,5 +38,5 @@ def test_keys_and_shapes_hold_for_megatrons_local_layers(workshop: Workshop, meg
 
     our_tensors, our_objects = written(root)
 
-    assert our_tensors == {transformer_engine_name(key, our_tensors): shape for key, shape in tensors.items()}
+    assert our_tensors == {saved_name(key, our_tensors): shape for key, shape in tensors.items()}
     assert objects <= our_objects

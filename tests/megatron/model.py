@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import distributed
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from worker.integration import for_this_host, load_model_config
+from worker.integration.checkpoint_names import use_saved_names
 from worker.verification.off_cuda import megatron_on
 
 
@@ -97,7 +97,7 @@ def load(model: GPTModel, root: Path) -> None:
     metadata = dist_checkpointing.load_content_metadata(str(folder))
     state = {"model": model.sharded_state_dict(metadata=metadata)}
     if model.config.transformer_impl == "local":
-        use_transformer_engine_names(state, checkpoint_keys(folder))
+        use_saved_names(nested_values(state), checkpoint_keys(folder))
     loaded = dist_checkpointing.load(state, str(folder))
     assert isinstance(loaded, dict)  # a tuple only where a strictness is asked for that reports keys
     model.load_state_dict(loaded["model"], strict=True)
@@ -106,26 +106,6 @@ def load(model: GPTModel, root: Path) -> None:
 def checkpoint_keys(folder: Path) -> frozenset[str]:
     """Every key of a checkpoint."""
     return frozenset(FileSystemReader(folder).read_metadata().state_dict_metadata)
-
-
-# Upstream's two layer specs name some norms differently in checkpoints; trainers use Transformer Engine's names.
-_TRANSFORMER_ENGINE_NAMES = (
-    (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
-    (".self_attention.q_layernorm.", ".self_attention.linear_q_up_proj.layer_norm_"),
-    (".self_attention.kv_layernorm.", ".self_attention.linear_kv_up_proj.layer_norm_"),
-)
-
-
-def transformer_engine_name(key: str, keys: Collection[str]) -> str:
-    """The local spec's `key` as it is called among `keys`, which may have Transformer Engine's name for it."""
-    others = (key.replace(local, other) for local, other in _TRANSFORMER_ENGINE_NAMES)
-    return next((name for name in (key, *others) if name in keys), key)
-
-
-def use_transformer_engine_names(state: dict[str, Any], keys: Collection[str]) -> None:
-    """Let a model of local layers ask for its tensors by the names that a checkpoint with `keys` has."""
-    for value in nested_values(state):
-        value.key = transformer_engine_name(value.key, keys)
 
 
 def forward(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor | None:

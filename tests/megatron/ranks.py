@@ -48,10 +48,14 @@ class _Rank:
 
 @dataclass(slots=True)
 class Ranks:
-    """`size` ranks; with `transformer_engine`, Megatron finds its stand-in there. Started by the first call."""
+    """`size` ranks; with `transformer_engine`, Megatron finds its stand-in there. Started by the first call.
+
+    `backend` is "gloo", or "nccl" for ranks with a GPU each.
+    """
 
     size: int
     transformer_engine: bool = False
+    backend: str = "gloo"
     _folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ranks-")), init=False)
     _ranks: list[_Rank] = field(default_factory=list[_Rank], init=False)
 
@@ -81,7 +85,7 @@ class Ranks:
         self._folder.mkdir(exist_ok=True)
         for number in range(self.size):
             ours, theirs = context.Pipe()
-            arguments = (number, self.size, self._folder, theirs, self.transformer_engine)
+            arguments = (number, self.size, self._folder, theirs, self.transformer_engine, self.backend)
             process = context.Process(target=_serve, args=arguments, daemon=True, name=f"rank {number} of {self.size}")
             process.start()
             theirs.close()
@@ -96,12 +100,12 @@ def _log(folder: Path, number: int) -> Path:
     return folder / f"rank-{number}.log"
 
 
-def _serve(rank: int, size: int, folder: Path, connection: Connection, transformer_engine: bool) -> None:
+def _serve(rank: int, size: int, folder: Path, connection: Connection, transformer_engine: bool, backend: str) -> None:
     """The life of a rank: join the group, then run what is asked for until the pool closes the pipe."""
     if transformer_engine:
         stand_in_for_kernels()
     _print_into(_log(folder, rank))
-    _join(rank, size, folder / "store")
+    _join(rank, size, folder / "store", backend)
     while True:
         try:
             function, arguments = connection.recv()
@@ -120,14 +124,16 @@ def _print_into(log: Path) -> None:
             os.dup2(file.fileno(), stream)
 
 
-def _join(rank: int, size: int, meeting: Path) -> None:
+def _join(rank: int, size: int, meeting: Path, backend: str) -> None:
     import torch
     from torch import distributed
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     distributed.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{meeting}",
         rank=rank,
         world_size=size,

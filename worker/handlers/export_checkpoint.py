@@ -13,6 +13,7 @@ from ..checkpoints.source import Source
 from ..engine.collection import uncollected
 from ..engine.convert import items_of, refuse_nonzero
 from ..engine.parts import shard_bytes_for
+from ..engine.plain_weights import CONFIGURED
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import DType, ExportSpec, replaces
 from ..mapping.bindings import Model, held_in_fp32
@@ -23,7 +24,7 @@ from ..mapping.record import Record
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
 from .described import Described, describe
-from .hf_source import CONFIGURED, STORED, as_json
+from .hf_source import STORED, as_json
 from .quantize import fp8_config, linear_weights, quantized_items
 from .saved_weights import args_of, open_saved, weights_of
 from .unverified import refuse_older_format

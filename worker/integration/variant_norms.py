@@ -102,7 +102,14 @@ def followed_by_norm(linear: type[Any], norm: Any) -> type[Any]:
             self.post_layernorm = norm(config=config, hidden_size=output_size, eps=config.layernorm_epsilon)
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-            output, bias = super().forward(x)
+            return self.normed(*self.projected(x))
+
+        def projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            """The backend's output and bias: an adapter adds to them."""
+            return super().forward(x)
+
+        def normed(self, output: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, None]:
+            """What comes of them."""
             return self.post_layernorm(output if bias is None else output + bias), None
 
     return NormedRowParallelLinear

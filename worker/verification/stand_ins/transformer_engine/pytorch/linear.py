@@ -82,6 +82,7 @@ class LayerNormLinear(Linear):
     ) -> None:
         super().__init__(in_features, out_features, params_dtype=params_dtype, device=device, **options)
         self.eps, self.normalization, self.zero_centered_gamma = eps, normalization, zero_centered_gamma
+        self.return_layernorm_output = False
         self.layer_norm_weight = norm_weight(in_features, zero_centered_gamma, params_dtype, device)
         if normalization == "LayerNorm":
             zeros = torch.zeros(in_features, dtype=params_dtype, device=device)
@@ -90,8 +91,13 @@ class LayerNormLinear(Linear):
     def forward(self, x: torch.Tensor, is_first_microbatch: bool | None = None) -> object:
         weight = self.layer_norm_weight.float() + (1.0 if self.zero_centered_gamma else 0.0)
         if self.normalization == "LayerNorm":
-            return super().forward(layer_norm(x, weight, self.layer_norm_bias, self.eps))
-        return super().forward(root_mean_square_norm(x, weight, self.eps))
+            normed = layer_norm(x, weight, self.layer_norm_bias, self.eps)
+        else:
+            normed = root_mean_square_norm(x, weight, self.eps)
+        answer = super().forward(normed)
+        if not self.return_layernorm_output:
+            return answer
+        return (*answer, normed) if self.return_bias else (answer, normed)
 
 
 class GroupedLinear(ExtraState):
