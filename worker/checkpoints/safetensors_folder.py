@@ -48,6 +48,12 @@ class SafetensorsFolder:
             _check_index(folder, weight_map, places)
         return cls(places, {name: place.tensor for name, place in places.items()})
 
+    @classmethod
+    def of_file(cls, path: Path) -> "SafetensorsFolder":
+        """The tensors of one file, whatever it is called."""
+        places = _read_header(path)
+        return cls(places, {name: place.tensor for name, place in places.items()})
+
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
         """The files in which these tensors lie."""
         return tuple(sorted({self.places[name].path for name in names}))
