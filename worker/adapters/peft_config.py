@@ -93,7 +93,7 @@ class PeftConfig(BaseModel):
 
     def targets(self, module: str) -> bool:
         """Whether PEFT gives the module factors: its `check_target_module_exists`."""
-        if _matches(self.exclude_modules, module) or self.saves(module):
+        if _matches(self.exclude_modules, module) or self._shuts_out(module):
             return False
         if isinstance(self.target_modules, str):
             return _matches(self.target_modules, module)
@@ -104,7 +104,12 @@ class PeftConfig(BaseModel):
         return any(parameter == name or parameter.endswith(f".{name}") for name in self.target_parameters or ())
 
     def saves(self, module: str) -> bool:
-        """Whether the module, or one around it, is saved whole."""
+        """Whether the module, or one around it, is saved whole; PEFT asks for the name's end, be it `layernorm`'s."""
+        pieces = module.split(".")
+        around = [".".join(pieces[: depth + 1]) for depth in range(len(pieces))]
+        return any(name.endswith(tuple(self.modules_to_save or ())) for name in around)
+
+    def _shuts_out(self, module: str) -> bool:
         return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save or ())
 
     def _in_layers(self, module: str) -> bool:
@@ -183,7 +188,7 @@ class _Refusals:
             f"{self.origin}: {name}",
             found=f"an unknown field with value {first.get('input')!r}",
             expected="fields of PEFT's LoraConfig up to 0.21",
-            next_step="If merged weights do not depend on it, add it to WITHOUT_EFFECT in worker/adapters/peft_config.py.",
+            next_step="Where merging does not depend on it, add to WITHOUT_EFFECT in worker/adapters/peft_config.py.",
         )
 
     def _unsupported(self, name: str, found: object, expected: str, next_step: str) -> BadInputError:

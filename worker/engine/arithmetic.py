@@ -4,7 +4,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
+from ..checkpoints.operations import (
+    BlockFp8,
+    BlockScales,
+    Cast,
+    LowRankUpdate,
+    Mxfp4,
+    Operation,
+    PackedInt4,
+    ToBlockFp8,
+)
 from ..jobs.errors import BadInputError
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -36,6 +45,10 @@ def compute(operation: Operation, operands: tuple[Bytes, ...], first: int, rows:
         case BlockScales():
             values = widened(operands[0], operation.source).reshape(-1, operation.columns)
             return scales_of(values, operation).reshape(-1).view(np.uint8)
+        case LowRankUpdate():
+            from .low_rank import updated
+
+            return updated(operation, operands, first, rows)
 
 
 def widened(data: Bytes, dtype: str) -> Floats:

@@ -5,7 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ..checkpoints.extents import Computed, Extent, Operand, Permuted
-from ..checkpoints.operations import band_rows
+from ..checkpoints.operations import LowRankUpdate, Operation, piece_rows
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic, Bytes
@@ -21,21 +21,37 @@ Read = Callable[[Extent, int, int], "Bytes"]
 
 def pieces(extent: Computed, read: Read, arithmetic: "Arithmetic", piece_bytes: int) -> Iterator["Bytes"]:
     """The extent's bytes, in order."""
-    band = band_rows(extent.operation)
+    band = piece_rows(extent.operation)
     rows_each = max(1, piece_bytes // max(extent.row_bytes, 1) // band) * band
     end = extent.first + extent.rows
     first = extent.first
+    operation, shared = _prepared(extent, read)
     while first < end:
         # Bands begin where the tensor's do, wherever this extent was cut from it.
         until = min(end, (first // band) * band + rows_each)
-        operands = tuple(_operand(operand, first, until - first, read) for operand in extent.operands)
-        yield arithmetic(extent.operation, operands, first, until - first)
+        operands = (_operand(operand, first, until - first, read) for operand in extent.operands if operand.rows_each)
+        yield arithmetic(operation, (*operands, *shared), first, until - first)
         first = until
 
 
+def _prepared(extent: Computed, read: Read) -> "tuple[Operation, tuple[Bytes, ...]]":
+    """What all rows share, read once."""
+    shared = tuple(shared_operand(operand, read) for operand in extent.operands if not operand.rows_each)
+    if not isinstance(extent.operation, LowRankUpdate):
+        return extent.operation, shared
+    from .low_rank import prepared
+
+    return prepared(extent.operation, shared)
+
+
+def shared_operand(operand: Operand, read: Read) -> "Bytes":
+    """What an operand holds for all rows alike."""
+    return _range(operand.extents, operand.skip, operand.skip + operand.row_bytes, read)
+
+
 def _operand(operand: Operand, first: int, rows: int, read: Read) -> "Bytes":
-    start = first // operand.rows_each * operand.row_bytes
-    end = -(-(first + rows) // operand.rows_each) * operand.row_bytes
+    start = operand.skip + first // operand.rows_each * operand.row_bytes
+    end = operand.skip + -(-(first + rows) // operand.rows_each) * operand.row_bytes
     return _range(operand.extents, start, min(end, sum(extent.length for extent in operand.extents)), read)
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
-from ..jobs.spec import ExportSpec, ImportSpec, replaces
+from ..jobs.spec import ConversionSpec, replaces
 from ..jobs.state import CheckpointResult, Progress, Timings
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
@@ -40,7 +40,7 @@ _INTERPRETER_BYTES = 64 * 2**20
 class Conversion:
     """A conversion that was checked and laid out; nothing is written yet."""
 
-    kind: Literal["import", "export"]
+    kind: Literal["import", "export", "merge"]
     source: Path
     target: Path
     model: Model
@@ -55,6 +55,8 @@ class Conversion:
     sources: tuple[FileIdentity, ...]
     part_bytes: int | None = None
     """As the spec says, if it does."""
+    touched: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
+    """What adapters change, and the norm of what they add; None for tensors that they replace."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -107,6 +109,7 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
         "dropped": [asdict(left) for left in conversion.plan.dropped],
         "filled": [asdict(left) for left in conversion.plan.filled],
         "carried": sorted(conversion.carried),
+        **_touched(conversion),
     }
 
 
@@ -118,7 +121,7 @@ def memory_bound_bytes(conversion: Conversion, processes: int) -> int:
 
 def carry_out(
     conversion: Conversion,
-    spec: ImportSpec | ExportSpec,
+    spec: ConversionSpec,
     context: JobContext,
     started: float,
     late_files: Callable[[], dict[str, bytes]],
@@ -139,7 +142,7 @@ def carry_out(
         raise
 
 
-def fingerprint(conversion: Conversion, spec: ImportSpec | ExportSpec) -> str:
+def fingerprint(conversion: Conversion, spec: ConversionSpec) -> str:
     """Of all that decides what is written where: parts of a job with another one are of no use."""
     sources = [(identity.path.name, identity.bytes, identity.mtime_ns) for identity in conversion.sources]
     parts = [(part.file, part.spans[0].offset, part.bytes) for part in conversion.parts]
@@ -149,7 +152,7 @@ def fingerprint(conversion: Conversion, spec: ImportSpec | ExportSpec) -> str:
 def _fill(
     work: WorkFolder,
     conversion: Conversion,
-    spec: ImportSpec | ExportSpec,
+    spec: ConversionSpec,
     context: JobContext,
     room: Room,
     started: float,
@@ -172,6 +175,7 @@ def _fill(
         tensors=len(conversion.items),
         bytes=conversion.bytes,
         resumed_bytes=resumed,
+        touched=len(conversion.touched),
         plan_digest=conversion.digest,
         timings=Timings(
             plan_seconds=round(plan_seconds, 4),
@@ -264,6 +268,10 @@ def computes(conversion: Conversion) -> bool:
     return any(is_computed(extent) for item in conversion.items for extent in item.extents)
 
 
+def _touched(conversion: Conversion) -> dict[str, object]:
+    return {"touched": dict(conversion.touched)} if conversion.touched else {}
+
+
 def _copying(context: JobContext, total: int, resumed: int) -> Callable[[int], None]:
     def report(done: int) -> None:
         context.report(Progress(phase="copying", done_bytes=min(done + resumed, total), total_bytes=total))
@@ -282,7 +290,7 @@ def _write_small_files(folder: Path, conversion: Conversion, late: dict[str, byt
 
 def _manifest(
     conversion: Conversion,
-    spec: ImportSpec | ExportSpec,
+    spec: ConversionSpec,
     context: JobContext,
     result: CheckpointResult,
     written: Written,
@@ -304,5 +312,6 @@ def _manifest(
         "tensors": dict(sorted(written.tensors.items())),
         "dropped": [asdict(left) for left in conversion.plan.dropped],
         "filled": [asdict(left) for left in conversion.plan.filled],
+        **_touched(conversion),
         "tools": {"ferry": __version__, "python": platform.python_version()},
     }

@@ -52,6 +52,12 @@ def open_tensors(folder: Path) -> Source:
     return _dequantized(config, stored, _plain_dtype(config, stored))
 
 
+def open_precise(folder: Path) -> Source:
+    """The weights as exact as they are known: quantized ones in fp32, which holds their products."""
+    config, stored = read_record(folder), SafetensorsFolder.open(folder)
+    return _dequantized(config, stored, "F32")
+
+
 def _dequantized(config: Record, stored: SafetensorsFolder, dtype: str) -> Source:
     way = quantized(config)
     return stored if way is None else QuantizedFolder.of(stored, _scheme(way), dtype)

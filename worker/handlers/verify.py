@@ -127,7 +127,7 @@ class _Side:
 
 def _against_another(one: Path, other: Path, spec: VerifySpec, context: JobContext) -> tuple[int, int, int]:
     hf_config = context.locations.resolve_source(spec.hf_config) if spec.hf_config else None
-    formats = [_is_hf(place) for place in (one, other)]
+    formats = [is_hf(place) for place in (one, other)]
     allow_pickle = context.locations.allow_pickle
     sides = [
         _hf_side(place, mapped=not all(formats))
@@ -156,7 +156,7 @@ def _against_another(one: Path, other: Path, spec: VerifySpec, context: JobConte
     return files, len(names), total
 
 
-def _is_hf(place: Path) -> bool:
+def is_hf(place: Path) -> bool:
     return (place / CONFIG).exists() and any(place.glob("*.safetensors"))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """`root-name:relative/path`, or an absolute path under a configured root."""
@@ -67,6 +67,56 @@ class ExportSpec(_Spec):
     on_exists: OnExists = "error"
 
 
+class AdapterUse(_Spec):
+    """An adapter of a merge, and how much of it."""
+
+    path: Location
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+
+Combine = Literal["sequential", "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+"""What several adapters come to: each added to the base, or combined into one first, as PEFT's `combination_type`."""
+
+_BY_DENSITY = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+
+
+class MergeSpec(_Spec):
+    """A base, HF or Megatron, with adapters folded into its weights."""
+
+    kind: Literal["merge"] = "merge"
+    source: Location
+    """The base."""
+    target: Location
+    adapters: tuple[AdapterUse, ...] = Field(min_length=1, max_length=100)
+    combine: Combine = "sequential"
+    density: float | None = Field(default=None, gt=0, le=1)
+    """The share of values that is kept."""
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    svd_rank: int | None = Field(default=None, ge=1)
+    """None: the largest rank of the adapters."""
+    seed: int = Field(default=0, ge=0)
+    """Of what `dare_linear` and `dare_ties` drop."""
+    to: Literal["hf", "megatron"] = "hf"
+    rounding: Literal["exact", "peft"] = "exact"
+    """Once, after all sums in fp32; or as PEFT rounds, adapter by adapter, each product to its factors' dtype first."""
+    dequantize: bool = False
+    """A quantized base may be written plain."""
+    hf_config: Location | None = None
+    """A folder with config.json (and tokenizer) for a Megatron base that has no `hf/` beside it."""
+    max_shard_bytes: int = Field(default=DEFAULT_MAX_SHARD_BYTES, gt=0)
+    dtype: DType | None = None
+    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    on_exists: OnExists = "error"
+
+    @model_validator(mode="after")
+    def _density_where_it_counts(self) -> "MergeSpec":
+        if (self.density is not None) != (self.combine in _BY_DENSITY):
+            raise ValueError(f"density goes with {', '.join(_BY_DENSITY)}, and with them it must be given")
+        if self.svd_rank is not None and self.combine != "svd":
+            raise ValueError("svd_rank goes with svd")
+        return self
+
+
 class VerifySpec(_Spec):
     """Check a folder against its manifest, or compare the tensors of two checkpoints, of any formats."""
 
@@ -78,8 +128,11 @@ class VerifySpec(_Spec):
     """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
 
 
-JobSpec = Annotated[ConfigSpec | ImportSpec | ExportSpec | VerifySpec, Field(discriminator="kind")]
-JobKind = Literal["config", "import", "export", "verify"]
+ConversionSpec = ImportSpec | ExportSpec | MergeSpec
+"""Jobs that write a checkpoint."""
+
+JobSpec = Annotated[ConfigSpec | ConversionSpec | VerifySpec, Field(discriminator="kind")]
+JobKind = Literal["config", "import", "export", "merge", "verify"]
 
 Label = Annotated[str, StringConstraints(max_length=200)]
 JobId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -112,7 +165,7 @@ def target_of(spec: JobSpec) -> str | None:
     match spec:
         case ConfigSpec() | VerifySpec():
             return None
-        case ImportSpec() | ExportSpec():
+        case ImportSpec() | ExportSpec() | MergeSpec():
             return spec.target
 
 
@@ -121,7 +174,7 @@ def replaces(spec: JobSpec) -> bool:
     match spec:
         case ConfigSpec() | VerifySpec():
             return False
-        case ImportSpec() | ExportSpec():
+        case ImportSpec() | ExportSpec() | MergeSpec():
             return spec.on_exists == "replace"
 
 

@@ -56,12 +56,14 @@ class Timings(_Frozen):
 class CheckpointResult(_Frozen):
     """A published folder; its manifest tells the rest."""
 
-    kind: Literal["import", "export"]
+    kind: Literal["import", "export", "merge"]
     target: str
     tensors: int
     bytes: int
     resumed_bytes: int = 0
     """Of them, what an earlier attempt had written already."""
+    touched: int = 0
+    """Of the tensors, those that adapters changed; the manifest names each with the norm of its change."""
     plan_digest: str
     timings: Timings
 
