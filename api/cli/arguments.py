@@ -67,6 +67,15 @@ Labels = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dtype = Annotated[DType | None, typer.Option("--dtype", help="Cast the tensors, each rounded once.")]
+HFConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--hf-config", metavar="DIR", help="config.json and tokenizer, for a checkpoint without hf/ beside it."
+    ),
+]
+ShardBytes = Annotated[
+    str, typer.Option("--max-shard-bytes", metavar="SIZE", help="The most that one file holds, like 500MB.")
+]
 PartBytes = Annotated[
     str | None,
     typer.Option("--part-bytes", metavar="SIZE", help="About so much is written, retried and resumed as one part."),

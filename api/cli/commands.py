@@ -4,12 +4,23 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
 import typer
 
 from worker.jobs.sizes import parse_size
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists, Quantization, VerifySpec
+from worker.jobs.spec import (
+    AdapterUse,
+    Combine,
+    ConfigSpec,
+    ExportSpec,
+    ImportSpec,
+    JobSpec,
+    MergeSpec,
+    OnExists,
+    Quantization,
+    VerifySpec,
+)
 from worker.jobs.state import CheckpointResult, ConfigResult, Result, VerifyResult
 
 from ..settings import server_url
@@ -19,6 +30,7 @@ from .arguments import (
     AsJson,
     Dtype,
     Gpus,
+    HFConfig,
     Jobs,
     Labels,
     Local,
@@ -29,13 +41,14 @@ from .arguments import (
     Rate,
     Replace,
     Server,
+    ShardBytes,
     Source,
     Target,
     Timeout,
     Urgency,
 )
 from .failure import reading_arguments
-from .locations import as_sent
+from .locations import as_sent, weighted
 from .places import Here, Place, There
 from .room import refuse_without_room
 
@@ -103,13 +116,8 @@ def import_(
 def export(
     source: Source,
     target: Target,
-    hf_config: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="config.json and tokenizer, for a checkpoint without hf/ beside it."),
-    ] = None,
-    max_shard_bytes: Annotated[
-        str, typer.Option(metavar="SIZE", help="The most that one file holds, like 500MB.")
-    ] = "5GB",
+    hf_config: HFConfig = None,
+    max_shard_bytes: ShardBytes = "5GB",
     dtype: Dtype = None,
     quantize: Annotated[
         Quantization | None, typer.Option(help="Linear layers in fp8 with a scale for each 128 x 128 block.")
@@ -139,6 +147,73 @@ def export(
             max_shard_bytes=_size(max_shard_bytes),
             dtype=dtype,
             quantize=quantize,
+            part_bytes=_size(part_bytes) if part_bytes else None,
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+@app.command("merge")
+def merge(
+    source: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, Hugging Face's or Megatron's.")],
+    target: Target,
+    adapter: Annotated[
+        list[str], typer.Option("--adapter", metavar="DIR[:WEIGHT]", help="A PEFT adapter; may be given again.")
+    ],
+    combine: Annotated[
+        Combine, typer.Option(help="How several adapters come together, under PEFT's names.")
+    ] = "sequential",
+    density: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The share of values that ties, dare and magnitude_prune keep.")
+    ] = None,
+    majority_sign_method: Annotated[
+        Literal["total", "frequency"], typer.Option(help="How ties and dare_ties elect a sign.")
+    ] = "total",
+    svd_rank: Annotated[int | None, typer.Option(min=1, help="The rank that svd leaves.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
+    to: Annotated[Literal["hf", "megatron"], typer.Option(help="The format of DST.")] = "hf",
+    rounding: Annotated[
+        Literal["exact", "peft"], typer.Option(help="Once, after all sums in fp32; or in PEFT's own steps.")
+    ] = "exact",
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Write a quantized base plain.")] = False,
+    hf_config: HFConfig = None,
+    max_shard_bytes: ShardBytes = "5GB",
+    dtype: Dtype = None,
+    part_bytes: PartBytes = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """A base with LoRA adapters folded into its weights."""
+    with reading_arguments():
+        spec = MergeSpec(
+            source=as_sent(source),
+            target=as_sent(target),
+            adapters=tuple(map(_adapter, adapter)),
+            combine=combine,
+            density=density,
+            majority_sign_method=majority_sign_method,
+            svd_rank=svd_rank,
+            seed=seed,
+            to=to,
+            rounding=rounding,
+            dequantize=dequantize,
+            hf_config=as_sent(hf_config) if hf_config else None,
+            max_shard_bytes=_size(max_shard_bytes),
+            dtype=dtype,
             part_bytes=_size(part_bytes) if part_bytes else None,
             on_exists=_on_exists(replace),
         )
@@ -196,7 +271,7 @@ def verify(
 @app.command("jobs")
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
-    kind: Annotated[str | None, typer.Option(help="config, import, export or verify.")] = None,
+    kind: Annotated[str | None, typer.Option(help="config, import, export, merge or verify.")] = None,
     label: Annotated[str | None, typer.Option(metavar="NAME:VALUE", help="Jobs with this label.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 50,
     as_json: AsJson = False,
@@ -268,6 +343,11 @@ def up(context: typer.Context) -> None:
 
     command = worker_command("up", *context.args)
     os.execv(command[0], command)  # noqa: S606  # our own command, and no shell
+
+
+def _adapter(typed: str) -> AdapterUse:
+    path, weight = weighted(typed)
+    return AdapterUse(path=as_sent(path), weight=weight)
 
 
 def _on_exists(replace: bool) -> OnExists:

@@ -47,7 +47,8 @@ def summary(result: CheckpointResult) -> str:
     """Where the output lies, and how fast it came."""
     seconds = result.timings.copy_seconds
     rate = f", {show_size(result.bytes / seconds)}/s" if seconds else ""
-    return f"{result.target}\n  {result.tensors} tensors, {show_size(result.bytes)} copied in {seconds:.2f} s{rate}"
+    done = f"merged ({result.touched} touched)" if result.touched else "copied"
+    return f"{result.target}\n  {result.tensors} tensors, {show_size(result.bytes)} {done} in {seconds:.2f} s{rate}"
 
 
 def verified(result: VerifyResult) -> str:
