@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """`root-name:relative/path`, or an absolute path under a configured root."""
@@ -89,7 +89,7 @@ class MergeSpec(_Spec):
     target: Location
     adapters: tuple[AdapterUse, ...] = Field(min_length=1, max_length=100)
     combine: Combine = "sequential"
-    density: float | None = Field(default=None, gt=0, le=1)
+    density: float | None = Field(default=None, gt=0, le=1, validate_default=True)
     """The share of values that is kept."""
     majority_sign_method: Literal["total", "frequency"] = "total"
     svd_rank: int | None = Field(default=None, ge=1)
@@ -108,13 +108,20 @@ class MergeSpec(_Spec):
     part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
     on_exists: OnExists = "error"
 
-    @model_validator(mode="after")
-    def _density_where_it_counts(self) -> "MergeSpec":
-        if (self.density is not None) != (self.combine in _BY_DENSITY):
-            raise ValueError(f"density goes with {', '.join(_BY_DENSITY)}, and with them it must be given")
-        if self.svd_rank is not None and self.combine != "svd":
-            raise ValueError("svd_rank goes with svd")
-        return self
+    @field_validator("density")
+    @classmethod
+    def _density_where_it_counts(cls, value: float | None, others: ValidationInfo) -> float | None:
+        combine = others.data.get("combine")
+        if combine is not None and (value is not None) != (combine in _BY_DENSITY):
+            raise ValueError(f"a number with {', '.join(_BY_DENSITY)}, and none with other ways to combine")
+        return value
+
+    @field_validator("svd_rank")
+    @classmethod
+    def _rank_of_svd(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value is not None and others.data.get("combine") != "svd":
+            raise ValueError("none, since only svd has a choice of rank")
+        return value
 
 
 class VerifySpec(_Spec):
