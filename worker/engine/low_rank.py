@@ -7,6 +7,7 @@ import numpy as np
 
 from ..checkpoints.operations import PRODUCT_ROWS, Combination, Factors, LowRankUpdate
 from .arithmetic import Bytes, Floats, narrowed, widened
+from .blas import one_thread
 from .combination import combined
 
 
@@ -35,6 +36,7 @@ class Pair:
 
 def prepared(operation: LowRankUpdate, shared: tuple[Bytes, ...]) -> tuple[LowRankUpdate, tuple[Bytes, ...]]:
     """The same update with its factors in fp32, the way round that they are multiplied, and combined."""
+    one_thread()
     pairs = tuple(_read(operation, shared))
     if operation.combination is not None:
         pairs = (_combined(operation.combination, pairs, stepwise=operation.stepwise),)
