@@ -55,6 +55,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="copy processes to try")
     parser.add_argument("--layers", type=int, default=16, help="16 are 1.5 billion parameters")
+    parser.add_argument("--rounding", nargs="+", default=["exact", "peft"])
     parser.add_argument("--dora", action="store_true")
     return parser.parse_args()
 
@@ -117,7 +118,7 @@ def _legs(folder: Path, options: argparse.Namespace) -> dict[str, list[str]]:
     legs = {"cp": ["cp", "-r", base, out]}
     spec = {"kind": "merge", "source": base, "target": out, "adapters": [{"path": adapter}]}
     for count in options.processes:
-        for rounding in ("exact", "peft"):
+        for rounding in options.rounding:
             text = json.dumps({**spec, "rounding": rounding})
             command = [sys.executable, "-m", "worker", "run", text, "--copy-processes", str(count)]
             legs[f"ferry, {count}, rounding {rounding}"] = command

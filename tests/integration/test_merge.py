@@ -137,6 +137,44 @@ def test_experts_are_pefts(tmp_path: Path, name: str, parameters: list[str]) -> 
     same(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
+PROJECTIONS = {"qwen3-moe": ["gate_proj", "up_proj", "down_proj"], "mixtral": ["w1", "w2", "w3"]}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_experts_adapted_one_by_one_are_pefts(tmp_path: Path, name: str) -> None:
+    """As transformers 4 had them, a module for each expert; PEFT now fuses their factors when it loads them."""
+    base, adapter = case(name, tmp_path / "base"), tmp_path / "adapter"
+    targets = [*PROJECTIONS[name], "q_proj"]
+    torch.manual_seed(5)
+    factors = {
+        f"base_model.model.{stored.removesuffix('.weight')}.lora_{part}.weight": 0.1 * torch.randn(*shape)
+        for stored, tensor in tensors(base).items()
+        if stored.split(".")[-2] in targets
+        for part, shape in (("A", (4, tensor.shape[1])), ("B", (tensor.shape[0], 4)))
+    }
+    adapter.mkdir()
+    save_file(factors, adapter / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": targets}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    ours: Any = load(tmp_path / "out")
+    same(dict(ours.state_dict()), dict(adapted(base, [adapter]).merge_and_unload().state_dict()))
+
+
+def test_layers_that_hf_does_not_load_need_no_factors(tmp_path: Path) -> None:
+    base = case("glm4-moe-mtp", tmp_path / "base")
+    adapter = write_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    before, after = tensors(base), tensors(tmp_path / "out")
+    layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(layers)}
+
+
 def test_several_adapters_are_added_to_the_same_base(base: Path, tmp_path: Path) -> None:
     one = write_adapter(base, tmp_path / "one", 1, target_modules=["q_proj", "up_proj"], r=2)
     two = write_adapter(base, tmp_path / "two", 2, target_modules=["q_proj", "down_proj"], r=6)

@@ -32,6 +32,13 @@ class BaseTensors:
     """(output layer, embedding), where one tensor, under the embedding's name, is both."""
     turned_experts: bool
     """A stack of experts is [experts, in, out]."""
+    layers: int
+    """Those that HF loads; what lies beyond (multi-token prediction) no adapter was ever given factors for."""
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether HF's model has the tensor."""
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        return layer is None or int(layer[1]) < self.layers
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Of a tensor, also of an output layer that is tied."""
@@ -265,6 +272,8 @@ class _Matching:
         config = self.folder.config
         adapted = {address.name for address in self.pairs}
         for name, tensor in self.base.tensors.items():
+            if not self.base.is_loaded(name):
+                continue
             module, _, leaf = name.rpartition(".")
             as_loaded = module
             for now, older in _OLDER_NAMES:

@@ -94,6 +94,7 @@ def _base(model: Model, precise: Source, plain: Source) -> Base:
     known = BaseTensors(
         tensors=plain.tensors,
         tied=_tied(model, plain),
+        layers=model.mcore.integer("num_layers"),
         turned_experts=model.hf.get("model_type") in _TURNED_EXPERTS,
     )
     return Base(precise=precise, plain=plain, known=known)
