@@ -458,3 +458,18 @@ def test_a_dora_has_no_weight(base: Path, tmp_path: Path) -> None:
 
     with pytest.raises(BadInputError, match="a magnitude is no sum"):
         do(spec(base, tmp_path / "out", adapters=(AdapterUse(path=str(dora), weight=0.5),)), NOWHERE)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "gpt-oss-yarn-oblong"])
+def test_experts_in_pefts_rounding_are_pefts_element_for_element(tmp_path: Path, name: str) -> None:
+    """PEFT rounds their product and its scaling apart, which it does for no other layer."""
+    base = case(name, tmp_path / "base", dtype="bfloat16")
+    adapter = write_adapter(
+        base, tmp_path / "adapter", dtype=torch.bfloat16, target_parameters=EXPERTS, target_modules=[]
+    )
+
+    do(spec(base, tmp_path / "out", adapter, rounding="peft"), NOWHERE)
+
+    theirs = merged(adapted(base, [adapter], torch.bfloat16, autocast_adapter_dtype=False), ["a0"])
+    ours: Any = load(tmp_path / "out", torch.bfloat16).state_dict()
+    assert {key: int((ours[key] != theirs[key]).sum()) for key in ours} == dict.fromkeys(ours, 0)

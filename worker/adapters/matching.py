@@ -213,7 +213,7 @@ class _Matching:
         rank, out = a.shape[0] // experts, b.shape[0]
         apart = Permuted(self.folder.weights.whole(module.b), (out, rank, experts), (2, 0, 1), b.item_bytes)
         scale = self.folder.config.scale(f"{module.module}.{parameter}")
-        factors = Factors(scale, rank, a.dtype, b.dtype, turned)
+        factors = Factors(scale, rank, a.dtype, b.dtype, turned, twice=experts > 1)
         for expert in range(experts):
             of_a = self.folder.weights.rows(module.a, (), expert * rank, rank)
             row_bytes = rank * b.item_bytes

@@ -81,6 +81,8 @@ class Factors:
     """What they are added to is [in, out]."""
     magnitude: str | None = None
     """DoRA's dtype: a factor for each output, [out]."""
+    twice: bool = False
+    """Step by step, the product is rounded once more before it is scaled: PEFT's way with experts."""
 
 
 Method = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]

@@ -67,6 +67,21 @@ def _range(extents: tuple[Extent, ...], start: int, end: int, read: Read) -> "By
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
+def working_bytes(extent: Extent) -> int:
+    """Of what a process holds while it adds adapters: their factors and a block of rows in fp32, with what is made."""
+    if not isinstance(extent, Computed) or not isinstance(extent.operation, LowRankUpdate):
+        return 0
+    shared = sum(operand.row_bytes for operand in extent.operands if not operand.rows_each)
+    rows = max(piece_rows(extent.operation) * extent.row_bytes, PIECE_BYTES)
+    return _TIMES_FACTORS * shared + _TIMES_ROWS * rows
+
+
+_TIMES_FACTORS = 6
+"""As read, in fp32, turned, and once more where several are combined."""
+_TIMES_ROWS = 10
+"""As read; base, product and sum in fp32; what rounding takes."""
+
+
 @cache
 def on_cpu() -> "Arithmetic":
     """numpy's; imported by whoever computes."""

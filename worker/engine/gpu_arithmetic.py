@@ -136,7 +136,10 @@ def _low_rank(operation: LowRankUpdate, operands: tuple[torch.Tensor, ...], firs
     total = base
     for factors in operation.factors:
         left = next(rest).view(torch.float32).reshape(operation.rows, factors.rank)[first : first + rows]
-        product = (left @ next(rest).view(torch.float32).reshape(factors.rank, -1)).mul_(factors.scale)
+        product = left @ next(rest).view(torch.float32).reshape(factors.rank, -1)
+        if operation.stepwise and factors.twice:
+            product = _rounded(product, factors.b_dtype)
+        product = product.mul_(factors.scale)
         magnitude = next(rest).view(torch.float32) if factors.magnitude else None
         if operation.stepwise:
             total = _step(total, base, product, factors, magnitude, operation.source, first)

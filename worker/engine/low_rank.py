@@ -23,15 +23,19 @@ class Pair:
     """The magnitude is one of columns."""
     dtype: str
     """What the product is rounded to, step by step."""
+    twice: bool = False
+    """Before it is scaled too."""
 
-    def product(self, first: int, rows: int) -> Floats:
+    def product(self, first: int, rows: int, *, stepwise: bool = False) -> Floats:
         """Some rows of it, made in blocks that do not depend on which."""
         start, end = first // PRODUCT_ROWS * PRODUCT_ROWS, first + rows
         blocks = [self.left[at : at + PRODUCT_ROWS] @ self.right for at in range(start, end, PRODUCT_ROWS)]
         made = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         made = made[first - start : end - start]
+        if stepwise and self.twice:
+            made = rounded(made, self.dtype)
         made *= np.float32(self.scale)
-        return made
+        return rounded(made, self.dtype) if stepwise else made
 
 
 def prepared(operation: LowRankUpdate, shared: tuple[Bytes, ...]) -> tuple[LowRankUpdate, tuple[Bytes, ...]]:
@@ -62,13 +66,13 @@ def _read(operation: LowRankUpdate, shared: tuple[Bytes, ...]) -> Iterator[Pair]
         b = widened(next(operands), factors.b_dtype).reshape(-1, factors.rank)
         magnitude = widened(next(operands), factors.magnitude) if factors.magnitude else None
         left, right = (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) if factors.turned else (b, a)
-        yield Pair(factors.scale, left, right, magnitude, factors.turned, factors.b_dtype)
+        yield Pair(factors.scale, left, right, magnitude, factors.turned, factors.b_dtype, factors.twice)
 
 
 def _described(pair: Pair) -> Factors:
     """`b_dtype` goes on to say what the product is rounded to, step by step."""
     magnitude = None if pair.magnitude is None else "F32"
-    return Factors(pair.scale, pair.right.shape[0], "F32", pair.dtype, pair.by_column, magnitude)
+    return Factors(pair.scale, pair.right.shape[0], "F32", pair.dtype, pair.by_column, magnitude, pair.twice)
 
 
 def _parts(pair: Pair) -> tuple[Floats, ...]:
@@ -83,7 +87,7 @@ def pairs_of(operation: LowRankUpdate, shared: tuple[Bytes, ...]) -> Iterator[Pa
         left = next(operands).view(np.float32).reshape(operation.rows, factors.rank)
         right = next(operands).view(np.float32).reshape(factors.rank, operation.columns)
         magnitude = next(operands).view(np.float32) if factors.magnitude else None
-        yield Pair(factors.scale, left, right, magnitude, factors.turned, factors.b_dtype)
+        yield Pair(factors.scale, left, right, magnitude, factors.turned, factors.b_dtype, factors.twice)
 
 
 def updated(operation: LowRankUpdate, operands: tuple[Bytes, ...], first: int, rows: int) -> Bytes:
@@ -114,7 +118,7 @@ def _rounding_each(dtype: str, of_factors: str) -> Callable[[Floats, Floats, Pai
     wide = dtype if dtype == of_factors else "F32"
 
     def add(total: Floats, base: Floats, pair: Pair, first: int) -> Floats:
-        product = rounded(pair.product(first, len(base)), of_factors)
+        product = pair.product(first, len(base), stepwise=True)
         if pair.magnitude is None:
             return rounded(total + product, dtype)
         norms = rounded(_norms(rounded(base + product, wide), pair), wide)

@@ -17,6 +17,7 @@ from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
 from ..checkpoints.source import Source
+from ..engine.computed import working_bytes
 from ..engine.convert import Written, plan_digest, total_bytes, written
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
@@ -114,9 +115,13 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
 
 
 def memory_bound_bytes(conversion: Conversion, processes: int) -> int:
-    """Anonymous memory of all copy processes together; it grows with the number of tensors, never with their size."""
+    """Anonymous memory of all copy processes together; it grows with the number of tensors, never with their size.
+
+    A merge's grows with the largest factors too.
+    """
     per_tensor = 16 * 2**10
-    return processes * (_INTERPRETER_BYTES + 2 * BUFFER_BYTES + per_tensor * len(conversion.items))
+    adding = max((working_bytes(extent) for item in conversion.items for extent in item.extents), default=0)
+    return processes * (_INTERPRETER_BYTES + 2 * BUFFER_BYTES + per_tensor * len(conversion.items) + adding)
 
 
 def carry_out(
