@@ -142,6 +142,18 @@ def _spread(pair: Pair, magnitude: Floats, norms: Floats, first: int, rows: int)
 
 def rounded(values: Floats, dtype: str) -> Floats:
     """fp32 values that the dtype holds."""
+    if dtype == "F32":
+        return values
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        odd = bits >> 16
+        odd &= 1
+        odd += 0x7FFF
+        odd += bits
+        odd &= 0xFFFF0000
+        near = odd.view(np.float32)
+        if np.isfinite(near).all() and np.isfinite(values).all():
+            return near
     return widened(narrowed(values, dtype), dtype).reshape(values.shape)
 
 
