@@ -9,10 +9,11 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """One operand, `source` -> `dtype`, element by element."""
+    """One operand, `source` -> `dtype`, element by element; times `factor` before it is rounded."""
 
     source: str
     dtype: str
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

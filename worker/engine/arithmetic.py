@@ -31,8 +31,9 @@ _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, 
 def compute(operation: Operation, operands: tuple[Bytes, ...], first: int, rows: int) -> Bytes:
     """`rows` rows of the result from row `first`. BadInputError where a finite value has no finite place in a dtype."""
     match operation:
-        case Cast(source, dtype):
-            return narrowed(widened(operands[0], source), dtype)
+        case Cast(source, dtype, factor):
+            values = widened(operands[0], source)
+            return narrowed(values if factor == 1 else values * np.float32(factor), dtype)
         case BlockFp8():
             return _block_fp8(operation, operands[0], operands[1], first, rows)
         case Mxfp4(dtype):

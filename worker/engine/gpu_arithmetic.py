@@ -63,8 +63,9 @@ class Device:
 
 def _computed(operation: Operation, operands: tuple[torch.Tensor, ...], first: int, rows: int) -> torch.Tensor:
     match operation:
-        case Cast(source, dtype):
-            return _narrowed(_floats(operands[0], source), dtype)
+        case Cast(source, dtype, factor):
+            values = _floats(operands[0], source)
+            return _narrowed(values if factor == 1 else values * factor, dtype)
         case BlockFp8():
             codes = operands[0].view(torch.float8_e4m3fn).reshape(rows, operation.columns).float()
             scales = _floats(operands[1], operation.scale_dtype)

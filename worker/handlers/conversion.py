@@ -37,11 +37,21 @@ _INTERPRETER_BYTES = 64 * 2**20
 """Anonymous memory of a copy process beside its buffers, rounded up (measured: 20-40 MiB)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOver:
+    """What an extracted adapter leaves of the difference of two checkpoints; norms are Frobenius'."""
+
+    relative_error: float
+    """Of all adapted tensors together."""
+    tensors: Mapping[str, Mapping[str, float]]
+    """Of each: the difference's `norm`, and the `relative_error`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A conversion that was checked and laid out; nothing is written yet."""
 
-    kind: Literal["import", "export", "merge"]
+    kind: Literal["import", "export", "merge", "adapter"]
     source: Path
     target: Path
     model: Model
@@ -58,6 +68,8 @@ class Conversion:
     """As the spec says, if it does."""
     touched: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
     """What adapters change, and the norm of what they add; None for tensors that they replace."""
+    left_over: LeftOver | None = None
+    """Of an adapter that was extracted."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -181,6 +193,7 @@ def _fill(
         bytes=conversion.bytes,
         resumed_bytes=resumed,
         touched=len(conversion.touched),
+        relative_error=conversion.left_over.relative_error if conversion.left_over else None,
         plan_digest=conversion.digest,
         timings=Timings(
             plan_seconds=round(plan_seconds, 4),
@@ -232,6 +245,8 @@ def copy_options(conversion: Conversion, context: JobContext) -> CopyOptions:
 def is_shared(conversion: Conversion, left: Sequence[int]) -> bool:
     """Whether other workers are asked to help."""
     large = sum(conversion.parts[number].bytes for number in left) >= SHARED_BYTES
+    if conversion.left_over is not None:  # others would have to extract it once more
+        return False
     return len(left) > 1 and (large or conversion.part_bytes is not None)
 
 
@@ -274,7 +289,8 @@ def computes(conversion: Conversion) -> bool:
 
 
 def _touched(conversion: Conversion) -> dict[str, object]:
-    return {"touched": dict(conversion.touched)} if conversion.touched else {}
+    touched: dict[str, object] = {"touched": dict(conversion.touched)} if conversion.touched else {}
+    return touched | ({"left_over": asdict(conversion.left_over)} if conversion.left_over else {})
 
 
 def _copying(context: JobContext, total: int, resumed: int) -> Callable[[int], None]:

@@ -112,14 +112,19 @@ def sources_of(plan: Plan) -> set[str]:
 
 
 def _objects(model: Model, iteration: int | None) -> dict[str, object]:
-    """What Megatron's loaders expect beside tensors. No `args`: partial ones fail a load, none are fine."""
+    """What Megatron's loaders expect beside tensors."""
+    states: dict[str, object] = {key: [None] for key in extra_states(model.family.model, bindings(model))}
+    return {**states, **common_state(iteration)}
+
+
+def common_state(iteration: int | None) -> dict[str, object]:
+    """What all ranks share. No `args`: partial ones fail a load, none are fine."""
     common = {
         "checkpoint_version": _CHECKPOINT_VERSION,
         "iteration": iteration or 0,
         "content_metadata": _CONTENT_METADATA,
     }
-    states: dict[str, object] = {key: [None] for key in extra_states(model.family.model, bindings(model))}
-    return {**states, "common_state/shard_0_1": [common]}
+    return {"common_state/shard_0_1": [common]}
 
 
 def _no_folder(source: Path) -> BadInputError:

@@ -135,11 +135,78 @@ class VerifySpec(_Spec):
     """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
 
 
-ConversionSpec = ImportSpec | ExportSpec | MergeSpec
+class AdapterExportSpec(_Spec):
+    """Megatron adapter -> PEFT folder."""
+
+    kind: Literal["adapter"] = "adapter"
+    action: Literal["export"] = "export"
+    source: Location
+    target: Location
+    base: Location | None = None
+    """The model that it adapts: an HF folder or a Megatron checkpoint, of which configs alone are read.
+
+    None: as `hf/` or `run_config.yaml` of the adapter says.
+    """
+    base_name: str | None = Field(default=None, min_length=1, max_length=1000)
+    """What `base_model_name_or_path` says; None: as an import left it, else the base's path."""
+    on_exists: OnExists = "error"
+
+
+class AdapterImportSpec(_Spec):
+    """PEFT folder -> Megatron adapter."""
+
+    kind: Literal["adapter"] = "adapter"
+    action: Literal["import"] = "import"
+    source: Location
+    target: Location
+    base: Location
+    """The model that it adapts: an HF folder or a Megatron checkpoint, of which configs alone are read."""
+    form: Literal["auto", "canonical", "fused"] = "auto"
+    """Of layers that Megatron fuses: factors for each of q, k and v, or one pair whose rank is the sum of theirs.
+
+    `auto`: one pair of the same rank where all three share A, else canonical; DoRA, which has no canonical form, fused.
+    """
+    iteration: int | None = Field(default=None, ge=0, le=10**12)
+    on_exists: OnExists = "error"
+
+
+class AdapterExtractSpec(_Spec):
+    """Two checkpoints of one model -> PEFT folder of what lies between them, as near as its rank allows."""
+
+    kind: Literal["adapter"] = "adapter"
+    action: Literal["extract"] = "extract"
+    source: Location
+    """The base."""
+    tuned: Location
+    target: Location
+    rank: int = Field(ge=1, le=10**5)
+    save_others: bool = False
+    """Modules that differ and are not linear layers are saved whole; else they are an error."""
+    dtype: DType = "fp32"
+    """Of the factors."""
+    hf_config: Location | None = None
+    """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
+    base_name: str | None = Field(default=None, min_length=1, max_length=1000)
+    """What `base_model_name_or_path` says; None: the base's path."""
+    on_exists: OnExists = "error"
+
+
+AdapterSpec = AdapterExportSpec | AdapterImportSpec | AdapterExtractSpec
+"""Adapters alone: from one format into the other, or out of two checkpoints."""
+
+ConversionSpec = ImportSpec | ExportSpec | MergeSpec | AdapterSpec
 """Jobs that write a checkpoint."""
 
-JobSpec = Annotated[ConfigSpec | ConversionSpec | VerifySpec, Field(discriminator="kind")]
-JobKind = Literal["config", "import", "export", "merge", "verify"]
+JobSpec = Annotated[
+    ConfigSpec
+    | ImportSpec
+    | ExportSpec
+    | MergeSpec
+    | VerifySpec
+    | Annotated[AdapterSpec, Field(discriminator="action")],
+    Field(discriminator="kind"),
+]
+JobKind = Literal["config", "import", "export", "merge", "adapter", "verify"]
 
 Label = Annotated[str, StringConstraints(max_length=200)]
 JobId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -172,7 +239,7 @@ def target_of(spec: JobSpec) -> str | None:
     match spec:
         case ConfigSpec() | VerifySpec():
             return None
-        case ImportSpec() | ExportSpec() | MergeSpec():
+        case _:
             return spec.target
 
 
@@ -181,7 +248,7 @@ def replaces(spec: JobSpec) -> bool:
     match spec:
         case ConfigSpec() | VerifySpec():
             return False
-        case ImportSpec() | ExportSpec() | MergeSpec():
+        case _:
             return spec.on_exists == "replace"
 
 

@@ -56,7 +56,7 @@ class Timings(_Frozen):
 class CheckpointResult(_Frozen):
     """A published folder; its manifest tells the rest."""
 
-    kind: Literal["import", "export", "merge"]
+    kind: Literal["import", "export", "merge", "adapter"]
     target: str
     tensors: int
     bytes: int
@@ -64,6 +64,8 @@ class CheckpointResult(_Frozen):
     """Of them, what an earlier attempt had written already."""
     touched: int = 0
     """Of the tensors, those that adapters changed; the manifest names each with the norm of its change."""
+    relative_error: float | None = None
+    """Of an extracted adapter: what it leaves of the difference; the manifest says so for each tensor."""
     plan_digest: str
     timings: Timings
 
