@@ -49,7 +49,11 @@ def mcore_tensors(matched: Matched, layers: tuple[Linear, ...], form: Form, same
     if kind == "dora":
         _refuse_holes(matched.folder, sites)
     return McoreTensors(
-        plan=Plan(tasks=tuple(task for task, _ in made), filled=tuple(dict.fromkeys(_filled(sites)))),
+        plan=Plan(
+            tasks=tuple(task for task, _ in made),
+            dropped=tuple(_beside(matched)),
+            filled=tuple(dict.fromkeys(_filled(sites))),
+        ),
         items=tuple(item for _, item in made),
         config=McoreAdapterConfig(
             type=kind, dim=dim, alpha=scale * dim, dropout=dropout, target_modules=_targets(layers, sites)
@@ -58,7 +62,9 @@ def mcore_tensors(matched: Matched, layers: tuple[Linear, ...], form: Form, same
 
 
 def _sorted_pairs(matched: Matched, layers: tuple[Linear, ...]) -> Mapping[Address, Pairs]:
-    for name in (*matched.replaced, *(str(address) for address in matched.biases)):
+    beside = {left.name for left in _beside(matched)}
+    whole = [name for name, own in matched.replaced.items() if own not in beside]
+    for name in (*whole, *(str(address) for address in matched.biases)):
         raise _homeless(matched.folder, name, "a tensor of its own for it (modules_to_save, bias or lora_bias)")
     left = dict(matched.pairs)
     found = {
@@ -68,6 +74,13 @@ def _sorted_pairs(matched: Matched, layers: tuple[Linear, ...]) -> Mapping[Addre
     for address in left:
         raise _homeless(matched.folder, str(address), "factors for it")
     return found
+
+
+def _beside(matched: Matched) -> Iterator[Left]:
+    """An output layer's own weight, frozen under its factors, which PEFT saves along with them."""
+    for name, own in matched.replaced.items():
+        if own.endswith(".base_layer.weight") and Address(name) in matched.pairs:
+            yield Left(name=own, why="the base's own, which PEFT saves beside its factors")
 
 
 @dataclass(frozen=True, slots=True)
