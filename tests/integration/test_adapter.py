@@ -258,7 +258,7 @@ def test_what_belongs_to_nothing_is_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_without_alpha_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="no peft_config.json"):
+    with pytest.raises(BadInputError, match=r"no peft_config\.json"):
         export(save(tmp_path / "m", fused(3)), tmp_path / "out", base)
 
 

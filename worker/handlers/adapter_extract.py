@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..adapters.linears import linears
+from ..adapters.linears import base_tensors, linears
 from ..adapters.peft_config import ADAPTER_CONFIG
 from ..adapters.peft_folder import PREFIX, WEIGHTS
 from ..adapters.peft_written import WrittenConfig
@@ -50,7 +50,7 @@ def prepare(spec: AdapterExtractSpec, locations: Locations) -> Conversion:
     pair = _Pair(base=base, tuned=tuned, places=(source, tuned_at))
     pair.refuse_another_model()
     modules = pair.modules()
-    saved = pair.changed(modules, save=spec.save_others)
+    saved = pair.changed(save=spec.save_others)
     tasks = [*_factor_tasks(pair, modules, spec), *_saved_tasks(pair, saved)]
     items = tuple(map(pair.item, tasks))
     written = WrittenConfig(
@@ -76,21 +76,20 @@ def prepare(spec: AdapterExtractSpec, locations: Locations) -> Conversion:
 
 
 def extracted(conversion: Conversion, spec: AdapterExtractSpec, context: JobContext) -> Conversion:
-    """The same with its factors, and what they leave. BadInputError where no linear layer differs."""
+    """The same with its factors, and what they leave."""
     hf_config = None if spec.hf_config is None else context.locations.resolve_source(spec.hf_config)
     places = (conversion.source, context.locations.resolve_source(spec.tuned))
     base, tuned = (open_base(place, hf_config, context.locations) for place in places)
     pair = _Pair(base=base, tuned=tuned, places=places)
     made = _Made()
-    modules, dtype = pair.modules(), STORED[spec.dtype]
+    factors = [task.target.name for task in conversion.plan.tasks if task.target.name.endswith(_A)]
+    modules, dtype = [name.removeprefix(PREFIX).removesuffix(_A) for name in factors], STORED[spec.dtype]
     total = sum(pair.tuned.weights.tensors[module + _WEIGHT].nbytes for module in modules)
     done = 0
     for module in modules:
         made.add(module, pair, spec.rank, dtype)
         done += pair.tuned.weights.tensors[module + _WEIGHT].nbytes
         context.report(Progress(phase="reading", done_bytes=done, total_bytes=total))
-    if not any(left["norm"] for left in made.left.values()):
-        raise _nothing(places)
     items = tuple(replace(item, extents=made.extents.get(item.name, item.extents)) for item in conversion.items)
     return replace(conversion, items=items, files=(lay_out_file(WEIGHTS, items),), left_over=made.left_over())
 
@@ -103,11 +102,25 @@ class _Pair:
     tuned: OpenedModel
     places: tuple[Path, Path]
 
-    def modules(self) -> tuple[str, ...]:
-        """The linear layers that PEFT can adapt, in HF's order."""
+    def linear(self) -> frozenset[str]:
+        """Names of the linear layers that PEFT can adapt."""
         layers = (layer for layer in linears(self.base.model) if not layer.is_mtp)
-        names = {piece.module for layer in layers for piece in layer.pieces}
-        return tuple(name.removesuffix(_WEIGHT) for name in self.tuned.weights.tensors if _module(name) in names)
+        return frozenset(piece.module for layer in layers for piece in layer.pieces)
+
+    def modules(self) -> tuple[str, ...]:
+        """Those in the checkpoint's order, but for kinds (`q_proj`) of which none differs.
+
+        BadInputError where there is none. A kind that was trained shows it in its first bytes.
+        """
+        linear = self.linear()
+        found = [module for module in map(_module, self.tuned.weights.tensors) if module in linear]
+        changed: set[str] = set()
+        for module in found:
+            if _kind(module) not in changed and self._differs(module + _WEIGHT):
+                changed.add(_kind(module))
+        if not changed:
+            raise _nothing(self.places)
+        return tuple(module for module in found if _kind(module) in changed)
 
     def refuse_another_model(self) -> None:
         """BadInputError where the two do not have the same tensors in the same shapes."""
@@ -126,14 +139,15 @@ class _Pair:
                         next_step="Give the very base that the checkpoint was tuned from.",
                     )
 
-    def changed(self, modules: Iterable[str], *, save: bool) -> tuple[str, ...]:
+    def changed(self, *, save: bool) -> tuple[str, ...]:
         """Tensors that differ and are no linear layers' weights. BadInputError unless they may be saved whole."""
-        linear = {module + _WEIGHT for module in modules}
+        linear, known = self.linear(), base_tensors(self.base.model)
         shared = [name for name in self.tuned.weights.tensors if name in self.base.weights.tensors]
-        found = tuple(name for name in shared if name not in linear and self._differs(name))
+        found = tuple(name for name in shared if _module(name) not in linear and self._differs(name))
         for name in found:
-            if not save or not name.endswith(_WEIGHT) or name.removesuffix(_WEIGHT) in set(modules):
-                raise _not_linear(name, self.places[1], can_be_saved=name.endswith(_WEIGHT))
+            can_be_saved = name.endswith(_WEIGHT) and known.is_loaded(name)
+            if not save or not can_be_saved:
+                raise _not_linear(name, self.places[1], can_be_saved=can_be_saved)
         whole = {name.rpartition(".")[0] for name in found}
         return tuple(name for name in shared if name.rpartition(".")[0] in whole)
 
@@ -184,7 +198,8 @@ class _Made:
 
     def left_over(self) -> LeftOver:
         """The report."""
-        return LeftOver(relative_error=_short(sqrt(self._rest / self._norm)), tensors=self.left)
+        error = sqrt(self._rest / self._norm) if self._norm else 0.0
+        return LeftOver(relative_error=_short(error), tensors=self.left)
 
 
 def difference(base: Source, tuned: Source, name: str) -> "Floats":
@@ -223,6 +238,10 @@ def _saved_tasks(pair: _Pair, saved: Iterable[str]) -> Iterator[Task]:
         tensor = pair.tuned.weights.tensors[name]
         blocks = (Block(Address(name), 0, tensor.shape[0]),)
         yield Task(target=Address(f"{PREFIX}{name}"), dtype=tensor.dtype, shape=tensor.shape, blocks=blocks)
+
+
+def _kind(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _module(name: str) -> str:
