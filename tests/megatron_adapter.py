@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 ATTENTION, MLP = "self_attention.", "mlp."
 Tensors = dict[str, torch.Tensor]
@@ -59,7 +60,7 @@ def read_tensors(folder: Path) -> Tensors:
     into = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in metadata.items()
-        if hasattr(entry, "size")
+        if isinstance(entry, TensorStorageMetadata)
     }
     dcp.load(into, checkpoint_id=folder, no_dist=True)
     return into

@@ -73,6 +73,10 @@ HFConfig = Annotated[
         "--hf-config", metavar="DIR", help="config.json and tokenizer, for a checkpoint without hf/ beside it."
     ),
 ]
+BaseName = Annotated[
+    str | None,
+    typer.Option("--base-name", metavar="NAME", help="What base_model_name_or_path says; default: the base's path."),
+]
 ShardBytes = Annotated[
     str, typer.Option("--max-shard-bytes", metavar="SIZE", help="The most that one file holds, like 500MB.")
 ]

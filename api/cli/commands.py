@@ -10,9 +10,13 @@ import typer
 
 from worker.jobs.sizes import parse_size
 from worker.jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
     AdapterUse,
     Combine,
     ConfigSpec,
+    DType,
     ExportSpec,
     ImportSpec,
     JobSpec,
@@ -28,6 +32,7 @@ from .arguments import (
     After,
     AllowPickle,
     AsJson,
+    BaseName,
     Dtype,
     Gpus,
     HFConfig,
@@ -222,6 +227,138 @@ def merge(
     _convert(spec, place, plan=plan, no_wait=no_wait)
 
 
+adapter_commands = typer.Typer(
+    help="Adapters between PEFT's format and Megatron's, and out of two checkpoints.", no_args_is_help=True
+)
+app.add_typer(adapter_commands, name="adapter")
+
+
+@adapter_commands.command("export")
+def export_adapter(
+    source: Source,
+    target: Target,
+    base: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The model's config: an HF folder or a Megatron checkpoint.")
+    ] = None,
+    base_name: BaseName = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """Megatron adapter -> PEFT folder."""
+    with reading_arguments():
+        spec = AdapterExportSpec(
+            source=as_sent(source),
+            target=as_sent(target),
+            base=as_sent(base) if base else None,
+            base_name=base_name,
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+@adapter_commands.command("import")
+def import_adapter(
+    source: Source,
+    target: Target,
+    base: Annotated[
+        str, typer.Option(metavar="DIR", help="The model's config: an HF folder or a Megatron checkpoint.")
+    ],
+    form: Annotated[
+        Literal["auto", "canonical", "fused"],
+        typer.Option(help="Of fused layers: factors for each of q, k and v, or one pair whose rank is their sum."),
+    ] = "auto",
+    iteration: Annotated[
+        int | None, typer.Option(min=0, help="Write iter_0000000 of this number instead of release.")
+    ] = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """PEFT folder -> Megatron adapter."""
+    with reading_arguments():
+        spec = AdapterImportSpec(
+            source=as_sent(source),
+            target=as_sent(target),
+            base=as_sent(base),
+            form=form,
+            iteration=iteration,
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+@adapter_commands.command("extract")
+def extract_adapter(
+    source: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, Hugging Face's or Megatron's.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="One of the same model, trained from it.")],
+    target: Target,
+    rank: Annotated[int, typer.Option(min=1, help="Of the factors.")],
+    save_others: Annotated[
+        bool, typer.Option("--save-others", help="Save modules whole that differ and are no linear layers.")
+    ] = False,
+    dtype: Annotated[DType, typer.Option(help="Of the factors.")] = "fp32",
+    hf_config: HFConfig = None,
+    base_name: BaseName = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """Two checkpoints -> PEFT folder of what lies between them."""
+    with reading_arguments():
+        spec = AdapterExtractSpec(
+            source=as_sent(source),
+            tuned=as_sent(tuned),
+            target=as_sent(target),
+            rank=rank,
+            save_others=save_others,
+            dtype=dtype,
+            hf_config=as_sent(hf_config) if hf_config else None,
+            base_name=base_name,
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
 @app.command("config")
 def config(
     source: Source,
@@ -271,7 +408,7 @@ def verify(
 @app.command("jobs")
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
-    kind: Annotated[str | None, typer.Option(help="config, import, export, merge or verify.")] = None,
+    kind: Annotated[str | None, typer.Option(help="config, import, export, merge, adapter or verify.")] = None,
     label: Annotated[str | None, typer.Option(metavar="NAME:VALUE", help="Jobs with this label.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 50,
     as_json: AsJson = False,

@@ -48,7 +48,10 @@ def summary(result: CheckpointResult) -> str:
     seconds = result.timings.copy_seconds
     rate = f", {show_size(result.bytes / seconds)}/s" if seconds else ""
     done = f"merged ({result.touched} touched)" if result.touched else "copied"
-    return f"{result.target}\n  {result.tensors} tensors, {show_size(result.bytes)} {done} in {seconds:.2f} s{rate}"
+    left = f"\n  leaves {result.relative_error:.2%} of the difference" if result.relative_error is not None else ""
+    return (
+        f"{result.target}\n  {result.tensors} tensors, {show_size(result.bytes)} {done} in {seconds:.2f} s{rate}{left}"
+    )
 
 
 def verified(result: VerifyResult) -> str:

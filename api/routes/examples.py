@@ -25,6 +25,18 @@ SUBMIT: dict[str, Example] = {
             }
         },
     },
+    "adapter": {
+        "summary": "A PEFT adapter to a Megatron adapter; `action` may be export or extract too",
+        "value": {
+            "spec": {
+                "kind": "adapter",
+                "action": "import",
+                "source": "here:my-adapter",
+                "target": "here:my-adapter-megatron",
+                "base": "here:SmolLM2-135M-Instruct",
+            }
+        },
+    },
     "verify": {
         "summary": "Two checkpoints, of any formats, tensor by tensor",
         "value": {"spec": {"kind": "verify", "source": "here:SmolLM2-135M-Instruct", "against": "here:smollm2-back"}},

@@ -32,7 +32,7 @@ def ferry(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedP
 def test_without_arguments_it_shows_its_commands() -> None:
     shown = ferry("--help").stdout
 
-    for command in ("up", "import", "export", "merge", "config", "jobs", "show", "cancel", "families"):
+    for command in ("up", "import", "export", "merge", "adapter", "config", "jobs", "show", "cancel", "families"):
         assert command in shown
 
 
@@ -63,6 +63,10 @@ def test_without_a_server_the_error_says_what_to_do() -> None:
         ("import", "a", "b", "--local", "--server", NO_SERVER),
         ("export", "a", "b", "--max-shard-bytes", "lots", "--local"),
         ("merge", "a", "b", "--local"),
+        ("adapter", "import", "a", "b", "--local"),
+        ("adapter", "import", "a", "b", "--base", "c", "--form", "round", "--local"),
+        ("adapter", "extract", "a", "b", "c", "--local"),
+        ("adapter", "extract", "a", "b", "c", "--rank", "0", "--local"),
         ("merge", "a", "b", "--adapter", "c", "--combine", "ties", "--local"),
         ("merge", "a", "b", "--adapter", "c", "--density", "0.5", "--local"),
         ("merge", "a", "b", "--adapter", "c:nan", "--local"),

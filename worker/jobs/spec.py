@@ -1,6 +1,6 @@
 """What a job is asked to do: one frozen class a kind, a union on `kind`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
@@ -197,6 +197,12 @@ AdapterSpec = AdapterExportSpec | AdapterImportSpec | AdapterExtractSpec
 ConversionSpec = ImportSpec | ExportSpec | MergeSpec | AdapterSpec
 """Jobs that write a checkpoint."""
 
+
+def _as_openapi(schema: dict[str, Any]) -> None:
+    """OpenAPI maps a discriminator's value to one schema; `adapter` has three, told apart by a discriminator inside."""
+    schema["discriminator"]["mapping"].pop("adapter", None)
+
+
 JobSpec = Annotated[
     ConfigSpec
     | ImportSpec
@@ -204,7 +210,7 @@ JobSpec = Annotated[
     | MergeSpec
     | VerifySpec
     | Annotated[AdapterSpec, Field(discriminator="action")],
-    Field(discriminator="kind"),
+    Field(discriminator="kind", json_schema_extra=_as_openapi),
 ]
 JobKind = Literal["config", "import", "export", "merge", "adapter", "verify"]
 
