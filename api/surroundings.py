@@ -11,7 +11,19 @@ from fastapi import Depends, Request
 
 from worker.jobs.errors import BadInputError
 from worker.jobs.locations import Roots, target_exists
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, VerifySpec, replaces, target_of
+from worker.jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    ConfigSpec,
+    ExportSpec,
+    ImportSpec,
+    JobSpec,
+    MergeSpec,
+    VerifySpec,
+    replaces,
+    target_of,
+)
 from worker.jobs.store import JobStore
 
 _PLANS_AT_ONCE = 2
@@ -65,6 +77,13 @@ def _sources_of(spec: JobSpec) -> tuple[str, ...]:
             return (spec.source,)
         case ExportSpec():
             return (spec.source, spec.hf_config) if spec.hf_config else (spec.source,)
+        case MergeSpec():
+            given = (spec.source, spec.hf_config, *(adapter.path for adapter in spec.adapters))
+            return tuple(location for location in given if location is not None)
+        case AdapterExportSpec() | AdapterImportSpec():
+            return (spec.source, spec.base) if spec.base else (spec.source,)
+        case AdapterExtractSpec():
+            return (spec.source, spec.tuned, *((spec.hf_config,) if spec.hf_config else ()))
         case VerifySpec():
             given = (spec.source, spec.against, spec.hf_config)
             return tuple(location for location in given if location is not None)

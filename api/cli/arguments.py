@@ -75,6 +75,19 @@ Checks = Annotated[
         help="Before it is published: read every tensor again, or run both models. Repeatable.",
     ),
 ]
+HFConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--hf-config", metavar="DIR", help="config.json and tokenizer, for a checkpoint without hf/ beside it."
+    ),
+]
+BaseName = Annotated[
+    str | None,
+    typer.Option("--base-name", metavar="NAME", help="What base_model_name_or_path says; default: the base's path."),
+]
+ShardBytes = Annotated[
+    str | None, typer.Option("--max-shard-bytes", metavar="SIZE", help="The most that one file holds, like 500MB.")
+]
 PartBytes = Annotated[
     str | None,
     typer.Option("--part-bytes", metavar="SIZE", help="About so much is written, retried and resumed as one part."),

@@ -4,12 +4,28 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, assert_never, cast
+from typing import Annotated, Any, Literal, assert_never, cast
 
 import typer
 
 from worker.jobs.sizes import parse_size
-from worker.jobs.spec import Check, ConfigSpec, ExportSpec, ImportSpec, JobSpec, OnExists, Quantization, VerifySpec
+from worker.jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    AdapterUse,
+    Check,
+    Combine,
+    ConfigSpec,
+    DType,
+    ExportSpec,
+    ImportSpec,
+    JobSpec,
+    MergeSpec,
+    OnExists,
+    Quantization,
+    VerifySpec,
+)
 from worker.jobs.state import CheckpointResult, ConfigResult, Result, VerifyResult
 
 from ..settings import server_url
@@ -17,9 +33,11 @@ from .arguments import (
     After,
     AllowPickle,
     AsJson,
+    BaseName,
     Checks,
     Dtype,
     Gpus,
+    HFConfig,
     Jobs,
     Labels,
     Local,
@@ -30,13 +48,14 @@ from .arguments import (
     Rate,
     Replace,
     Server,
+    ShardBytes,
     Source,
     Target,
     Timeout,
     Urgency,
 )
 from .failure import reading_arguments
-from .locations import as_sent
+from .locations import as_sent, weighted
 from .places import Here, Place, There
 from .room import refuse_without_room
 
@@ -106,13 +125,8 @@ def import_(
 def export(
     source: Source,
     target: Target,
-    hf_config: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="config.json and tokenizer, for a checkpoint without hf/ beside it."),
-    ] = None,
-    max_shard_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="The most that one file holds, like 500MB.")
-    ] = None,
+    hf_config: HFConfig = None,
+    max_shard_bytes: ShardBytes = None,
     dtype: Dtype = None,
     quantize: Annotated[
         Quantization | None, typer.Option(help="Linear layers in fp8 with a scale for each 128 x 128 block.")
@@ -145,6 +159,205 @@ def export(
             quantize=quantize,
             part_bytes=_size(part_bytes) if part_bytes else None,
             verify=cast("tuple[Check, ...]", tuple(verify or ())),
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+@app.command("merge")
+def merge(
+    source: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, Hugging Face's or Megatron's.")],
+    target: Target,
+    adapter: Annotated[
+        list[str], typer.Option("--adapter", metavar="DIR[:WEIGHT]", help="A PEFT adapter; may be given again.")
+    ],
+    combine: Annotated[
+        Combine, typer.Option(help="How several adapters come together, under PEFT's names.")
+    ] = "sequential",
+    density: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The share of values that ties, dare and magnitude_prune keep.")
+    ] = None,
+    majority_sign_method: Annotated[
+        Literal["total", "frequency"], typer.Option(help="How ties and dare_ties elect a sign.")
+    ] = "total",
+    svd_rank: Annotated[int | None, typer.Option(min=1, help="The rank that svd leaves.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
+    to: Annotated[Literal["hf", "megatron"], typer.Option(help="The format of DST.")] = "hf",
+    rounding: Annotated[
+        Literal["exact", "peft"], typer.Option(help="Once, after all sums in fp32; or in PEFT's own steps.")
+    ] = "exact",
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Write a quantized base plain.")] = False,
+    hf_config: HFConfig = None,
+    max_shard_bytes: ShardBytes = None,
+    dtype: Dtype = None,
+    part_bytes: PartBytes = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """A base with LoRA adapters folded into its weights."""
+    with reading_arguments():
+        spec = MergeSpec(
+            source=as_sent(source),
+            target=as_sent(target),
+            adapters=tuple(map(_adapter, adapter)),
+            combine=combine,
+            density=density,
+            majority_sign_method=majority_sign_method,
+            svd_rank=svd_rank,
+            seed=seed,
+            to=to,
+            rounding=rounding,
+            dequantize=dequantize,
+            hf_config=as_sent(hf_config) if hf_config else None,
+            max_shard_bytes=_size(max_shard_bytes) if max_shard_bytes else None,
+            dtype=dtype,
+            part_bytes=_size(part_bytes) if part_bytes else None,
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+adapter_commands = typer.Typer(
+    help="Adapters between PEFT's format and Megatron's, and out of two checkpoints.", no_args_is_help=True
+)
+app.add_typer(adapter_commands, name="adapter")
+
+
+@adapter_commands.command("export")
+def export_adapter(
+    source: Source,
+    target: Target,
+    base: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The model's config: an HF folder or a Megatron checkpoint.")
+    ] = None,
+    base_name: BaseName = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """Megatron adapter -> PEFT folder."""
+    with reading_arguments():
+        spec = AdapterExportSpec(
+            source=as_sent(source),
+            target=as_sent(target),
+            base=as_sent(base) if base else None,
+            base_name=base_name,
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+@adapter_commands.command("import")
+def import_adapter(
+    source: Source,
+    target: Target,
+    base: Annotated[
+        str, typer.Option(metavar="DIR", help="The model's config: an HF folder or a Megatron checkpoint.")
+    ],
+    form: Annotated[
+        Literal["auto", "canonical", "fused"],
+        typer.Option(help="Of fused layers: factors for each of q, k and v, or one pair whose rank is their sum."),
+    ] = "auto",
+    iteration: Annotated[
+        int | None, typer.Option(min=0, help="Write iter_0000000 of this number instead of release.")
+    ] = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """PEFT folder -> Megatron adapter."""
+    with reading_arguments():
+        spec = AdapterImportSpec(
+            source=as_sent(source),
+            target=as_sent(target),
+            base=as_sent(base),
+            form=form,
+            iteration=iteration,
+            on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+@adapter_commands.command("extract")
+def extract_adapter(
+    source: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, Hugging Face's or Megatron's.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="One of the same model, trained from it.")],
+    target: Target,
+    rank: Annotated[int, typer.Option(min=1, help="Of the factors.")],
+    save_others: Annotated[
+        bool, typer.Option("--save-others", help="Save modules whole that differ and are no linear layers.")
+    ] = False,
+    dtype: Annotated[DType, typer.Option(help="Of the factors.")] = "fp32",
+    hf_config: HFConfig = None,
+    base_name: BaseName = None,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """Two checkpoints -> PEFT folder of what lies between them."""
+    with reading_arguments():
+        spec = AdapterExtractSpec(
+            source=as_sent(source),
+            tuned=as_sent(tuned),
+            target=as_sent(target),
+            rank=rank,
+            save_others=save_others,
+            dtype=dtype,
+            hf_config=as_sent(hf_config) if hf_config else None,
+            base_name=base_name,
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
@@ -203,7 +416,7 @@ def verify(
 @app.command("jobs")
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
-    kind: Annotated[str | None, typer.Option(help="config, import, export or verify.")] = None,
+    kind: Annotated[str | None, typer.Option(help="config, import, export, merge, adapter or verify.")] = None,
     label: Annotated[str | None, typer.Option(metavar="NAME:VALUE", help="Jobs with this label.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 50,
     as_json: AsJson = False,
@@ -275,6 +488,11 @@ def up(context: typer.Context) -> None:
 
     command = worker_command("up", *context.args)
     os.execv(command[0], command)  # noqa: S606  # our own command, and no shell
+
+
+def _adapter(typed: str) -> AdapterUse:
+    path, weight = weighted(typed)
+    return AdapterUse(path=as_sent(path), weight=weight)
 
 
 def _on_exists(replace: bool) -> OnExists:

@@ -6,6 +6,15 @@ from pathlib import Path
 _ROOTED = re.compile(r"^[A-Za-z][A-Za-z0-9_-]*:")
 
 
+def weighted(typed: str) -> tuple[str, float]:
+    """`PATH` or `PATH:WEIGHT`: a number after the last colon is a weight, unless a folder has that very name."""
+    path, colon, weight = typed.rpartition(":")
+    try:
+        return (typed, 1.0) if not colon or Path(typed).exists() else (path, float(weight))
+    except ValueError:
+        return typed, 1.0
+
+
 def as_sent(typed: str) -> str:
     """A path becomes absolute; `root:path` stays, unless a file of that very name lies here."""
     if _ROOTED.match(typed) and not Path(typed).exists():

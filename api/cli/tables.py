@@ -57,7 +57,10 @@ def summary(result: CheckpointResult) -> str:
     """Where the output lies, and how fast it came."""
     seconds = result.timings.copy_seconds
     rate = f", {show_size(result.bytes / seconds)}/s" if seconds else ""
-    lines = [result.target, f"  {result.tensors} tensors, {show_size(result.bytes)} copied in {seconds:.2f} s{rate}"]
+    done = f"merged ({result.touched} touched)" if result.touched else "copied"
+    lines = [result.target, f"  {result.tensors} tensors, {show_size(result.bytes)} {done} in {seconds:.2f} s{rate}"]
+    if result.relative_error is not None:
+        lines.append(f"  leaves {result.relative_error:.2%} of the difference")
     if result.resumed_bytes:
         lines.append(f"  {show_size(result.resumed_bytes)} of them were there already, from an earlier attempt")
     if result.verified and result.verified.tensors:

@@ -14,6 +14,29 @@ SUBMIT: dict[str, Example] = {
         "summary": "Megatron-Core checkpoint to Hugging Face folder",
         "value": {"spec": {"kind": "export", "source": "here:smollm2-megatron", "target": "here:smollm2-back"}},
     },
+    "merge": {
+        "summary": "A base with LoRA adapters folded into its weights",
+        "value": {
+            "spec": {
+                "kind": "merge",
+                "source": "here:SmolLM2-135M-Instruct",
+                "target": "here:smollm2-merged",
+                "adapters": [{"path": "here:my-adapter", "weight": 1.0}],
+            }
+        },
+    },
+    "adapter": {
+        "summary": "A PEFT adapter to a Megatron adapter; `action` may be export or extract too",
+        "value": {
+            "spec": {
+                "kind": "adapter",
+                "action": "import",
+                "source": "here:my-adapter",
+                "target": "here:my-adapter-megatron",
+                "base": "here:SmolLM2-135M-Instruct",
+            }
+        },
+    },
     "verify": {
         "summary": "Two checkpoints, of any formats, tensor by tensor",
         "value": {"spec": {"kind": "verify", "source": "here:SmolLM2-135M-Instruct", "against": "here:smollm2-back"}},

@@ -9,7 +9,19 @@ from fastapi.responses import JSONResponse
 
 from worker.jobs.errors import BadInputError
 from worker.jobs.events import JobEvent
-from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobKind, JobRequest, JobSpec, VerifySpec
+from worker.jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    ConfigSpec,
+    ExportSpec,
+    ImportSpec,
+    JobKind,
+    JobRequest,
+    JobSpec,
+    MergeSpec,
+    VerifySpec,
+)
 from worker.jobs.state import TERMINAL, Job, StateName
 from worker.jobs.store import JobFilter
 
@@ -107,6 +119,21 @@ def _resolved(around: Surroundings, spec: JobSpec) -> JobSpec:
         case ExportSpec(hf_config=hf_config):
             given = str(around.roots.resolve_source(hf_config)) if hf_config else None
             return spec.model_copy(update={"source": source, "target": str(target), "hf_config": given})
+        case MergeSpec(hf_config=hf_config, adapters=adapters):
+            given = str(around.roots.resolve_source(hf_config)) if hf_config else None
+            own = tuple(
+                adapter.model_copy(update={"path": str(around.roots.resolve_source(adapter.path))})
+                for adapter in adapters
+            )
+            found = {"source": source, "target": str(target), "hf_config": given, "adapters": own}
+            return spec.model_copy(update=found)
+        case AdapterExportSpec(base=base) | AdapterImportSpec(base=base):
+            given = str(around.roots.resolve_source(base)) if base else None
+            return spec.model_copy(update={"source": source, "target": str(target), "base": given})
+        case AdapterExtractSpec(tuned=tuned, hf_config=hf_config):
+            given = str(around.roots.resolve_source(hf_config)) if hf_config else None
+            own = {"tuned": str(around.roots.resolve_source(tuned)), "hf_config": given}
+            return spec.model_copy(update={"source": source, "target": str(target), **own})
         case VerifySpec():
             return spec  # it has no plan: the answer says so
 

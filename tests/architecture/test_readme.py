@@ -40,7 +40,7 @@ def test_every_command_is_one_of_ours(command: list[str], tmp_path: Path) -> Non
             assert ferry(name, "--help", cwd=tmp_path).returncode == 0
         case ["curl", *rest]:
             spec = json.loads(rest[rest.index("-d") + 1])["spec"]
-            assert spec["kind"] in ("config", "import", "export")
+            assert spec["kind"] in ("config", "import", "export", "merge", "adapter")
         case [path]:
             assert os.access(PROJECT / path, os.X_OK)
         case _:

@@ -72,8 +72,11 @@ class Size:
         yield "mlp.down_proj", (self.hidden, self.ffn)
 
 
-def make(folder: Path, size: Size) -> None:
-    """Write the checkpoint, unless it is there. config.json comes last: with it the rest is whole."""
+def make(folder: Path, size: Size, pattern: bytes = _PATTERN) -> None:
+    """Write the checkpoint, its data `pattern` over and over, unless it is there.
+
+    config.json comes last: with it the rest is whole.
+    """
     config = folder / "config.json"
     text = json.dumps(size.config)
     if config.exists() and config.read_text() == text:
@@ -82,7 +85,7 @@ def make(folder: Path, size: Size) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weight_map = {name: file for file, tensors in _shards(size).items() for name, _ in tensors}
     for file, tensors in _shards(size).items():
-        _write(folder / file, tensors)
+        _write(folder / file, tensors, pattern)
     index = {"metadata": {"total_size": size.nbytes}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config.write_text(text)
@@ -99,7 +102,7 @@ def _shards(size: Size) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
     return shards
 
 
-def _write(path: Path, tensors: list[tuple[str, tuple[int, ...]]]) -> None:
+def _write(path: Path, tensors: list[tuple[str, tuple[int, ...]]], pattern: bytes) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors:
@@ -109,5 +112,5 @@ def _write(path: Path, tensors: list[tuple[str, tuple[int, ...]]]) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for start in range(0, end, len(_PATTERN)):
-            file.write(_PATTERN[: end - start])
+        for start in range(0, end, len(pattern)):
+            file.write(pattern[: end - start])

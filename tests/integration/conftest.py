@@ -159,6 +159,10 @@ class Farm:
     def partials(self) -> list[str]:
         return sorted(path.name for path in self.root.glob("*.partial-*"))
 
+    def until_cleared(self) -> None:
+        """Nothing half written is left: at once where next to nothing was, else after the reaper's next round."""
+        until(lambda: not self.partials(), seconds=15, what=f"no partial folders beside {self.target()}")
+
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(self.data.glob("*.log")))
 

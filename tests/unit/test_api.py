@@ -104,6 +104,15 @@ def nothing(http: TestClient, folder: Path) -> None:
         (nothing, body(target=f"data:{'a' * 300}"), 422, "bad_location", "aaa"),
         (nothing, body(kind="export", hf_config="data:none"), 422, "missing_file", "data:none"),
         (nothing, body(kind="export", hf_config="/etc"), 422, "bad_location", "/etc"),
+        (nothing, body(kind="merge", adapters=[{"path": "data:none"}]), 422, "missing_file", "data:none"),
+        (nothing, body(kind="merge", adapters=[{"path": "/etc"}]), 422, "bad_location", "/etc"),
+        (nothing, body(kind="merge", adapters=[]), 422, "bad_request", "adapters"),
+        (nothing, body(kind="adapter"), 422, "bad_request", "adapter"),
+        (nothing, body(kind="adapter", action="import"), 422, "bad_request", "base"),
+        (nothing, body(kind="adapter", action="import", base="data:none"), 422, "missing_file", "data:none"),
+        (nothing, body(kind="adapter", action="export", base="/etc"), 422, "bad_location", "/etc"),
+        (nothing, body(kind="adapter", action="extract", tuned="data:none", rank=4), 422, "missing_file", "data:none"),
+        (nothing, body(kind="adapter", action="extract", tuned="data:none", rank=0), 422, "bad_request", "rank"),
         (nothing, body(source="data:../x"), 422, "bad_location", "data:../x"),
         (nothing, body(target="/etc/mcore"), 422, "bad_location", "/etc/mcore"),
         (existing, body(), 409, "target_exists", "mcore"),
@@ -349,7 +358,7 @@ def test_openapi_examples_are_requests_that_the_api_reads(http: TestClient) -> N
 
     examples = operation["requestBody"]["content"]["application/json"]["examples"]
 
-    assert examples.keys() == {"import", "export", "config", "verify"}
+    assert examples.keys() == {"import", "export", "merge", "adapter", "config", "verify"}
     for example in examples.values():
         assert http.post("/v1/jobs", json=example["value"]).json()["code"] == "bad_location"  # no root `here`
 

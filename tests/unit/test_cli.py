@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.locations import as_sent
+from api.cli.locations import as_sent, weighted
 from api.cli.sizes import show_size
 from api.cli.tables import show_age
 from worker.jobs.sizes import parse_size
@@ -32,7 +32,7 @@ def ferry(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedP
 def test_without_arguments_it_shows_its_commands() -> None:
     shown = ferry("--help").stdout
 
-    for command in ("up", "import", "export", "config", "jobs", "show", "cancel", "families"):
+    for command in ("up", "import", "export", "merge", "adapter", "config", "jobs", "show", "cancel", "families"):
         assert command in shown
 
 
@@ -62,6 +62,14 @@ def test_without_a_server_the_error_says_what_to_do() -> None:
         ("import", "a", "b", "--local", "--no-wait"),
         ("import", "a", "b", "--local", "--server", NO_SERVER),
         ("export", "a", "b", "--max-shard-bytes", "lots", "--local"),
+        ("merge", "a", "b", "--local"),
+        ("adapter", "import", "a", "b", "--local"),
+        ("adapter", "import", "a", "b", "--base", "c", "--form", "round", "--local"),
+        ("adapter", "extract", "a", "b", "c", "--local"),
+        ("adapter", "extract", "a", "b", "c", "--rank", "0", "--local"),
+        ("merge", "a", "b", "--adapter", "c", "--combine", "ties", "--local"),
+        ("merge", "a", "b", "--adapter", "c", "--density", "0.5", "--local"),
+        ("merge", "a", "b", "--adapter", "c:nan", "--local"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
@@ -93,6 +101,17 @@ def test_paths_are_sent_absolute_and_roots_as_they_are(tmp_path: Path, monkeypat
     assert as_sent("models/x") == str(tmp_path / "models" / "x")
     assert as_sent("data:models/x") == "data:models/x"
     assert as_sent("a:b") == str(tmp_path / "a:b")
+
+
+def test_a_number_after_the_last_colon_is_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:2").mkdir()
+
+    assert weighted("adapter") == ("adapter", 1.0)
+    assert weighted("adapter:-0.5") == ("adapter", -0.5)
+    assert weighted("data:adapter") == ("data:adapter", 1.0)
+    assert weighted("data:adapter:2") == ("data:adapter", 2.0)
+    assert weighted("a:2") == ("a:2", 1.0)
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,16 @@ class Permuted:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """What a computation reads: `row_bytes` bytes for each `rows_each` rows of its result, or several rows' for one."""
+    """What a computation reads: `row_bytes` bytes for each `rows_each` rows of its result, or several rows' for one.
+
+    With `rows_each` 0, all rows share the same `row_bytes` bytes.
+    """
 
     extents: tuple["Extent", ...]
     row_bytes: int
     rows_each: int = 1
+    skip: int = 0
+    """Bytes of the extents before those that are meant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,16 @@ Every operation works in fp32 and rounds once. How it is done is the engine's bu
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """One operand, `source` -> `dtype`, element by element."""
+    """One operand, `source` -> `dtype`, element by element; times `factor` before it is rounded."""
 
     source: str
     dtype: str
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,74 @@ class BlockScales:
     source: str
 
 
-Operation = Cast | BlockFp8 | Mxfp4 | PackedInt4 | ToBlockFp8 | BlockScales
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """scale * B @ A: two operands read whole, A [rank, in] and B [out, rank]; with a magnitude three."""
+
+    scale: float
+    rank: int
+    a_dtype: str
+    b_dtype: str
+    turned: bool = False
+    """What they are added to is [in, out]."""
+    magnitude: str | None = None
+    """DoRA's dtype: a factor for each output, [out]."""
+    twice: bool = False
+    """Step by step, the product is rounded once more before it is scaled: PEFT's way with experts."""
+
+
+Method = Literal["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+MajoritySign = Literal["total", "frequency"]
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One pair of factors made of several, as PEFT's `add_weighted_adapter` does."""
+
+    method: Method
+    density: float = 1.0
+    majority_sign_method: MajoritySign = "total"
+    svd_rank: int | None = None
+    seed: tuple[int, ...] = ()
+    """What is dropped at random follows from it alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankUpdate:
+    """(base, then the operands of each pair of factors) -> base + their products, rounded once.
+
+    DoRA: rows of base + product, each scaled to its magnitude; its norm is that of the base before any adapter.
+    """
+
+    rows: int
+    columns: int
+    """Of the matrix that the factors are added to, whichever rows of it are made."""
+    source: str
+    dtype: str
+    factors: tuple[Factors, ...]
+    stepwise: bool = False
+    """Round as PEFT does: each product to its factors' dtype, then each sum."""
+    combination: Combination | None = None
+
+
+Operation = Cast | BlockFp8 | Mxfp4 | PackedInt4 | ToBlockFp8 | BlockScales | LowRankUpdate
+
+PRODUCT_ROWS = 64
+"""Rows of a product are always made in the same blocks: a matrix product's last bit may depend on its shape."""
 
 
 def band_rows(operation: Operation) -> int:
     """Rows of the result that must be made together."""
-    return operation.block_rows if isinstance(operation, ToBlockFp8) else 1
+    match operation:
+        case ToBlockFp8(block_rows=block_rows):
+            return block_rows
+        case LowRankUpdate(rows=rows, factors=factors):
+            by_column = any(pair.turned and pair.magnitude is not None for pair in factors)
+            return rows if by_column else 1
+        case _:
+            return 1
+
+
+def piece_rows(operation: Operation) -> int:
+    """Rows that are best made together."""
+    return max(band_rows(operation), PRODUCT_ROWS if isinstance(operation, LowRankUpdate) else 1)

@@ -48,6 +48,12 @@ class SafetensorsFolder:
             _check_index(folder, weight_map, places)
         return cls(places, {name: place.tensor for name, place in places.items()})
 
+    @classmethod
+    def of_file(cls, path: Path) -> "SafetensorsFolder":
+        """The tensors of one file, whatever it is called."""
+        places = _read_header(path)
+        return cls(places, {name: place.tensor for name, place in places.items()})
+
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
         """The files in which these tensors lie."""
         return tuple(sorted({self.places[name].path for name in names}))
@@ -77,9 +83,9 @@ def lay_out_shards(items: Iterable[Item], max_shard_bytes: int) -> tuple[TargetF
         shards[-1].append(item)
         filled += item.nbytes
     if len(shards) == 1:
-        return (_lay_out(SINGLE, shards[0]),)
+        return (lay_out_file(SINGLE, shards[0]),)
     return tuple(
-        _lay_out(f"model-{number:05d}-of-{len(shards):05d}.safetensors", shard)
+        lay_out_file(f"model-{number:05d}-of-{len(shards):05d}.safetensors", shard)
         for number, shard in enumerate(shards, 1)
     )
 
@@ -103,7 +109,9 @@ def index_json(files: tuple[TargetFile, ...]) -> bytes | None:
     return json.dumps(index, indent=2).encode() + b"\n"
 
 
-def _lay_out(path: str, items: list[Item]) -> TargetFile:
+def lay_out_file(path: str, items: Iterable[Item]) -> TargetFile:
+    """One file of whole tensors."""
+    items = tuple(items)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for item in items:

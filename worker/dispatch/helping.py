@@ -11,7 +11,7 @@ from ..engine.processes import Copy, CopyOptions, do_parts
 from ..handlers.conversion import Conversion, fingerprint
 from ..handlers.run import conversion_of
 from ..jobs.errors import FerryError
-from ..jobs.spec import ExportSpec, ImportSpec
+from ..jobs.spec import ConversionSpec
 from ..jobs.state import Job
 from ..jobs.store import JobStore
 from ..settings import WorkerSettings
@@ -38,7 +38,7 @@ def help_out(job: Job, settings: WorkerSettings, connect: Callable[[], JobStore]
 def _help_out(job: Job, settings: WorkerSettings, store: JobStore) -> Helped:
     spec = job.request.spec
     opened = store.parts(job.id)
-    if opened is None or not isinstance(spec, ImportSpec | ExportSpec):
+    if opened is None or not isinstance(spec, ConversionSpec):
         return Helped(parts=0, more=False)
     conversion = conversion_of(spec, settings.locations)
     folder = _folder(conversion, job, f"{fingerprint(conversion, spec)}:", opened.fingerprint)

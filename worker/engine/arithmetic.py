@@ -4,7 +4,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
+from ..checkpoints.operations import (
+    BlockFp8,
+    BlockScales,
+    Cast,
+    LowRankUpdate,
+    Mxfp4,
+    Operation,
+    PackedInt4,
+    ToBlockFp8,
+)
 from ..jobs.errors import BadInputError
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -23,8 +32,9 @@ _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, 
 def compute(operation: Operation, operands: tuple[Bytes, ...], first: int, rows: int) -> Bytes:
     """`rows` rows of the result from row `first`. BadInputError where a finite value has no finite place in a dtype."""
     match operation:
-        case Cast(source, dtype):
-            return narrowed(widened(operands[0], source), dtype)
+        case Cast(source, dtype, factor):
+            values = widened(operands[0], source)
+            return narrowed(values if factor == 1 else values * np.float32(factor), dtype)
         case BlockFp8():
             return _block_fp8(operation, operands[0], operands[1], first, rows)
         case Mxfp4(dtype):
@@ -37,6 +47,10 @@ def compute(operation: Operation, operands: tuple[Bytes, ...], first: int, rows:
         case BlockScales():
             values = widened(operands[0], operation.source).reshape(-1, operation.columns)
             return scales_of(values, operation).reshape(-1).view(np.uint8)
+        case LowRankUpdate():
+            from .low_rank import updated
+
+            return updated(operation, operands, first, rows)
 
 
 def widened(data: Bytes, dtype: str) -> Floats:

@@ -5,7 +5,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ..checkpoints.extents import Computed, Extent, Operand, Permuted
-from ..checkpoints.operations import band_rows
+from ..checkpoints.operations import LowRankUpdate, Operation, piece_rows
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic, Bytes
@@ -21,23 +21,43 @@ Read = Callable[[Extent, int, int, int], "Bytes"]
 
 def pieces(extent: Computed, read: Read, arithmetic: "Arithmetic", piece_bytes: int) -> Iterator["Bytes"]:
     """The extent's bytes, in order; each piece holds until the next is asked for."""
-    band = band_rows(extent.operation)
+    band = piece_rows(extent.operation)
     rows_each = max(1, piece_bytes // max(extent.row_bytes, 1) // band) * band
     end = extent.first + extent.rows
     first = extent.first
+    operation, shared = _prepared(extent, read)
     while first < end:
         # Bands begin where the tensor's do, wherever this extent was cut from it.
         until = min(end, (first // band) * band + rows_each)
-        operands = tuple(
-            _operand(operand, number, first, until - first, read) for number, operand in enumerate(extent.operands)
+        operands = (
+            _operand(operand, number, first, until - first, read)
+            for number, operand in enumerate(extent.operands)
+            if operand.rows_each
         )
-        yield arithmetic(extent.operation, operands, first, until - first)
+        yield arithmetic(operation, (*operands, *shared), first, until - first)
         first = until
 
 
+def _prepared(extent: Computed, read: Read) -> "tuple[Operation, tuple[Bytes, ...]]":
+    """What all rows share, read once."""
+    shared = tuple(
+        shared_operand(operand, number, read) for number, operand in enumerate(extent.operands) if not operand.rows_each
+    )
+    if not isinstance(extent.operation, LowRankUpdate):
+        return extent.operation, shared
+    from .low_rank import prepared
+
+    return prepared(extent.operation, shared)
+
+
+def shared_operand(operand: Operand, number: int, read: Read) -> "Bytes":
+    """What an operand holds for all rows alike."""
+    return _range(operand.extents, number, operand.skip, operand.skip + operand.row_bytes, read)
+
+
 def _operand(operand: Operand, number: int, first: int, rows: int, read: Read) -> "Bytes":
-    start = first // operand.rows_each * operand.row_bytes
-    end = -(-(first + rows) // operand.rows_each) * operand.row_bytes
+    start = operand.skip + first // operand.rows_each * operand.row_bytes
+    end = operand.skip + -(-(first + rows) // operand.rows_each) * operand.row_bytes
     return _range(operand.extents, number, start, min(end, sum(extent.length for extent in operand.extents)), read)
 
 
@@ -54,6 +74,21 @@ def _range(extents: tuple[Extent, ...], number: int, start: int, end: int, read:
             found.append(data if high - low == wanted else data.copy())
         start, end = start - extent.length, end - extent.length
     return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def working_bytes(extent: Extent) -> int:
+    """Of what a process holds while it adds adapters: their factors and a block of rows in fp32, with what is made."""
+    if not isinstance(extent, Computed) or not isinstance(extent.operation, LowRankUpdate):
+        return 0
+    shared = sum(operand.row_bytes for operand in extent.operands if not operand.rows_each)
+    rows = max(piece_rows(extent.operation) * extent.row_bytes, PIECE_BYTES)
+    return _TIMES_FACTORS * shared + _TIMES_ROWS * rows
+
+
+_TIMES_FACTORS = 6
+"""As read, in fp32, turned, and once more where several are combined."""
+_TIMES_ROWS = 10
+"""As read; base, product and sum in fp32; what rounding takes."""
 
 
 @cache

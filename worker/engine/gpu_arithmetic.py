@@ -1,11 +1,24 @@
-"""The same operations on the GPU that CUDA shows to this process, bit for bit as numpy's."""
+"""The same operations on the GPU that CUDA shows to this process, bit for bit as numpy's.
+
+Products of LoRA's factors are the exception: they may differ in fp32's last bit, before the one rounding.
+"""
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
+from ..checkpoints.operations import (
+    BlockFp8,
+    BlockScales,
+    Cast,
+    Factors,
+    LowRankUpdate,
+    Mxfp4,
+    Operation,
+    PackedInt4,
+    ToBlockFp8,
+)
 from .arithmetic import FP8_MAX, Bytes, not_finite, too_large
 
 if TYPE_CHECKING:
@@ -50,8 +63,9 @@ class Device:
 
 def _computed(operation: Operation, operands: tuple[torch.Tensor, ...], first: int, rows: int) -> torch.Tensor:
     match operation:
-        case Cast(source, dtype):
-            return _narrowed(_floats(operands[0], source), dtype)
+        case Cast(source, dtype, factor):
+            values = _floats(operands[0], source)
+            return _narrowed(values if factor == 1 else values * factor, dtype)
         case BlockFp8():
             codes = operands[0].view(torch.float8_e4m3fn).reshape(rows, operation.columns).float()
             scales = _floats(operands[1], operation.scale_dtype)
@@ -65,6 +79,8 @@ def _computed(operation: Operation, operands: tuple[torch.Tensor, ...], first: i
             return (values / _spread(_scales_of(values, operation), operation, 0, rows)).to(torch.float8_e4m3fn)
         case BlockScales():
             return _scales_of(_floats(operands[0], operation.source).reshape(-1, operation.columns), operation)
+        case LowRankUpdate():
+            return _low_rank(operation, operands, first, rows)
 
 
 def _floats(data: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -112,3 +128,57 @@ def _packed_int4(operation: PackedInt4, packed: torch.Tensor, scale: torch.Tenso
     scales = _floats(scale, operation.scale_dtype).reshape(rows, -1)
     spread = scales.repeat_interleave(operation.group_columns, 1)[:, : operation.columns]
     return _narrowed(codes * spread, operation.dtype)
+
+
+def _low_rank(operation: LowRankUpdate, operands: tuple[torch.Tensor, ...], first: int, rows: int) -> torch.Tensor:
+    """As worker/engine/low_rank.py, whose `prepared` made the operands."""
+    base = _floats(operands[0], operation.source).reshape(rows, operation.columns)
+    rest = iter(operands[1:])
+    total = base
+    for factors in operation.factors:
+        left = next(rest).view(torch.float32).reshape(operation.rows, factors.rank)[first : first + rows]
+        product = left @ next(rest).view(torch.float32).reshape(factors.rank, -1)
+        if operation.stepwise and factors.twice:
+            product = _rounded(product, factors.b_dtype)
+        product = product.mul_(factors.scale)
+        magnitude = next(rest).view(torch.float32) if factors.magnitude else None
+        if operation.stepwise:
+            total = _step(total, base, product, factors, magnitude, operation.source, first)
+        elif magnitude is None:
+            total = product.add_(total)
+        else:
+            factor = _dora(_norms(base + product, factors), magnitude, factors, first)
+            total = product.add_(total).mul_(factor)
+    return _narrowed(total, operation.dtype)
+
+
+def _norms(values: torch.Tensor, factors: Factors) -> torch.Tensor:
+    return values.double().square().sum(dim=0 if factors.turned else 1).sqrt().float()
+
+
+def _dora(norms: torch.Tensor, magnitude: torch.Tensor, factors: Factors, first: int) -> torch.Tensor:
+    if factors.turned:
+        return (magnitude / norms)[None, :]
+    return (magnitude[first : first + len(norms)] / norms)[:, None]
+
+
+def _step(
+    total: torch.Tensor,
+    base: torch.Tensor,
+    product: torch.Tensor,
+    factors: Factors,
+    magnitude: torch.Tensor | None,
+    dtype: str,
+    first: int,
+) -> torch.Tensor:
+    product = _rounded(product, factors.b_dtype)
+    if magnitude is None:
+        return _rounded(total + product, dtype)
+    wide = dtype if dtype == factors.b_dtype else "F32"
+    norms = _rounded(_norms(_rounded(base + product, wide), factors), wide)
+    factor = _rounded(_dora(norms, magnitude, factors, first), wide)
+    return _rounded(_rounded(factor * _rounded(total + product, wide), wide), dtype)
+
+
+def _rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    return values.to(_DTYPES[dtype]).float()

@@ -89,7 +89,7 @@ def split(span: Span, most: int) -> Iterator[Span]:
     for extent in span.extents:
         rest: Extent | None = extent
         while rest is not None:
-            head, rest = _cut(rest, room)
+            head, rest = cut(rest, room)
             extents.append(head)
             room -= head.length
             if room <= 0:
@@ -100,7 +100,7 @@ def split(span: Span, most: int) -> Iterator[Span]:
         yield Span(offset=offset, extents=tuple(extents), label=span.label)
 
 
-def _cut(extent: Extent, at: int) -> tuple[Extent, Extent | None]:
+def cut(extent: Extent, at: int) -> tuple[Extent, Extent | None]:
     """The first `at` bytes and the rest; a weave is cut after the row that reaches `at`, what is permuted never."""
     if extent.length <= at:
         return extent, None

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Weave, Zeros
+from ..checkpoints.operations import band_rows
 from ..jobs.errors import BadInputError
 from .computed import PIECE_BYTES, on_cpu, pieces
 
@@ -78,8 +79,14 @@ class SourceFiles:
                 return np.frombuffer(text, np.uint8)[start : start + length]
             case Weave():
                 return self._weave(extent, start, length)
-            case Permuted() | Computed():
+            case Permuted():
                 return self._made(extent)[start : start + length]
+            case Computed():
+                return self._rows(extent, start, length)
+
+    def anew(self, extent: Extent, start: int, length: int, _number: int) -> "Bytes":
+        """A stretch, in memory of its own, whichever operand it is for."""
+        return self.stretch(extent, start, length)
 
     def _for_operand(self, extent: Extent, start: int, length: int, number: int) -> "Bytes":
         """A stretch, in memory that is used again for the same operand's next."""
@@ -102,14 +109,23 @@ class SourceFiles:
         ordered = np.ascontiguousarray(elements.reshape(extent.shape).transpose(extent.axes))
         return ordered.reshape(-1).view(np.uint8)
 
-    def _made(self, extent: Permuted | Computed) -> "Bytes":
+    def _made(self, extent: Permuted) -> "Bytes":
+        if self._last is None or self._last[0] is not extent:
+            self._last = extent, self.permuted(extent)
+        return self._last[1]
+
+    def _rows(self, extent: Computed, start: int, length: int) -> "Bytes":
+        """Of the rows, and bands of rows, that hold what is wanted, and of no others."""
         import numpy as np
 
-        if self._last is None or self._last[0] is not extent:
-            pieces = () if isinstance(extent, Permuted) else [piece.copy() for piece in self.computed(extent)]
-            made = self.permuted(extent) if isinstance(extent, Permuted) else np.concatenate(pieces)
-            self._last = extent, made
-        return self._last[1]
+        band = band_rows(extent.operation)
+        first, end = start // extent.row_bytes, -(-(start + length) // extent.row_bytes)
+        low = max(extent.first, (extent.first + first) // band * band)
+        high = min(extent.first + extent.rows, -(-(extent.first + end) // band) * band)
+        wanted = replace(extent, first=low, rows=high - low)
+        # Of an operand of what is being computed: its own operands may not take the other's memory.
+        made = [piece.copy() for piece in pieces(wanted, self.anew, self.arithmetic(), self.piece_bytes)]
+        return np.concatenate(made)[start - (low - extent.first) * extent.row_bytes :][:length]
 
     def _weave(self, weave: Weave, start: int, length: int) -> "Bytes":
         import numpy as np

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
 from ..checkpoints.source import Source
+from ..engine.computed import working_bytes
 from ..engine.convert import Written, plan_digest, total_bytes, written
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
@@ -25,7 +26,7 @@ from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for, spread
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
-from ..jobs.spec import ExportSpec, ImportSpec, replaces
+from ..jobs.spec import ConversionSpec, ExportSpec, ImportSpec, replaces
 from ..jobs.state import CheckpointResult, Progress, Timings
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
@@ -37,11 +38,21 @@ _INTERPRETER_BYTES = 64 * 2**20
 """Anonymous memory of a copy process beside its buffers, rounded up (measured: 20-40 MiB)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOver:
+    """What an extracted adapter leaves of the difference of two checkpoints; norms are Frobenius'."""
+
+    relative_error: float
+    """Of all adapted tensors together."""
+    tensors: Mapping[str, Mapping[str, float]]
+    """Of each: the difference's `norm`, and the `relative_error`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A conversion that was checked and laid out; nothing is written yet."""
 
-    kind: Literal["import", "export"]
+    kind: Literal["import", "export", "merge", "adapter"]
     source: Path
     target: Path
     model: Model
@@ -56,6 +67,10 @@ class Conversion:
     sources: tuple[FileIdentity, ...]
     part_bytes: int | None = None
     """As the spec says, if it does."""
+    touched: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
+    """What adapters change, and the norm of what they add; None for tensors that they replace."""
+    left_over: LeftOver | None = None
+    """Of an adapter that was extracted."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -108,18 +123,23 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
         "dropped": [asdict(left) for left in conversion.plan.dropped],
         "filled": [asdict(left) for left in conversion.plan.filled],
         "carried": sorted(conversion.carried),
+        **_touched(conversion),
     }
 
 
 def memory_bound_bytes(conversion: Conversion, processes: int) -> int:
-    """Anonymous memory of all copy processes together; it grows with the number of tensors, never with their size."""
+    """Anonymous memory of all copy processes together; it grows with the number of tensors, never with their size.
+
+    A merge's grows with the largest factors too.
+    """
     per_tensor = 16 * 2**10
-    return processes * (_INTERPRETER_BYTES + 2 * BUFFER_BYTES + per_tensor * len(conversion.items))
+    adding = max((working_bytes(extent) for item in conversion.items for extent in item.extents), default=0)
+    return processes * (_INTERPRETER_BYTES + 2 * BUFFER_BYTES + per_tensor * len(conversion.items) + adding)
 
 
 def carry_out(
     conversion: Conversion,
-    spec: ImportSpec | ExportSpec,
+    spec: ConversionSpec,
     context: JobContext,
     started: float,
     late_files: Callable[[], dict[str, bytes]],
@@ -140,7 +160,7 @@ def carry_out(
         raise
 
 
-def fingerprint(conversion: Conversion, spec: ImportSpec | ExportSpec) -> str:
+def fingerprint(conversion: Conversion, spec: ConversionSpec) -> str:
     """Of all that decides what is written where: parts of a job with another one are of no use."""
     sources = [(identity.path.name, identity.bytes, identity.mtime_ns) for identity in conversion.sources]
     parts = [(part.file, part.spans[0].offset, part.bytes) for part in conversion.parts]
@@ -150,7 +170,7 @@ def fingerprint(conversion: Conversion, spec: ImportSpec | ExportSpec) -> str:
 def _fill(
     work: WorkFolder,
     conversion: Conversion,
-    spec: ImportSpec | ExportSpec,
+    spec: ConversionSpec,
     context: JobContext,
     room: Room,
     started: float,
@@ -166,7 +186,9 @@ def _fill(
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
     files = dict(done.files) | _write_small_files(staged.path, conversion, late_files())
-    verified = verify_written(conversion, spec, staged.path, context)
+    verified = None
+    if isinstance(spec, ImportSpec | ExportSpec):
+        verified = verify_written(conversion, spec, staged.path, context)
     refuse_changed(conversion.sources)
     result = CheckpointResult(
         kind=conversion.kind,
@@ -174,6 +196,8 @@ def _fill(
         tensors=len(conversion.items),
         bytes=conversion.bytes,
         resumed_bytes=resumed,
+        touched=len(conversion.touched),
+        relative_error=conversion.left_over.relative_error if conversion.left_over else None,
         plan_digest=conversion.digest,
         timings=Timings(
             plan_seconds=round(plan_seconds, 4),
@@ -226,6 +250,8 @@ def copy_options(conversion: Conversion, context: JobContext) -> CopyOptions:
 def is_shared(conversion: Conversion, left: Sequence[int]) -> bool:
     """Whether other workers are asked to help."""
     large = sum(conversion.parts[number].bytes for number in left) >= SHARED_BYTES
+    if conversion.left_over is not None:  # others would have to extract it once more
+        return False
     return len(left) > 1 and (large or conversion.part_bytes is not None)
 
 
@@ -267,6 +293,11 @@ def computes(conversion: Conversion) -> bool:
     return any(is_computed(extent) for item in conversion.items for extent in item.extents)
 
 
+def _touched(conversion: Conversion) -> dict[str, object]:
+    touched: dict[str, object] = {"touched": dict(conversion.touched)} if conversion.touched else {}
+    return touched | ({"left_over": asdict(conversion.left_over)} if conversion.left_over else {})
+
+
 def _copying(context: JobContext, total: int, resumed: int) -> Callable[[int], None]:
     def report(done: int) -> None:
         context.report(Progress(phase="copying", done_bytes=min(done + resumed, total), total_bytes=total))
@@ -285,7 +316,7 @@ def _write_small_files(folder: Path, conversion: Conversion, late: dict[str, byt
 
 def _manifest(
     conversion: Conversion,
-    spec: ImportSpec | ExportSpec,
+    spec: ConversionSpec,
     context: JobContext,
     result: CheckpointResult,
     written: Written,
@@ -307,5 +338,6 @@ def _manifest(
         "tensors": dict(sorted(written.tensors.items())),
         "dropped": [asdict(left) for left in conversion.plan.dropped],
         "filled": [asdict(left) for left in conversion.plan.filled],
+        **_touched(conversion),
         "tools": {"ferry": __version__, "python": platform.python_version()},
     }

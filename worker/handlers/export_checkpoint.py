@@ -49,7 +49,7 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     opened = open_checkpoint(source, hf_config, spec.dtype, allow_pickle=locations.allow_pickle)
     described, weights, plan = opened.described, opened.weights, opened.plan
     items = items_of(plan, weights)
-    config = _plain_config(described.model, weights, spec.dtype)
+    config = plain_config(described.model, weights, spec.dtype)
     if spec.quantize is not None:
         quantized = linear_weights(described.model)
         left_plain = {item.name for item in items if len(item.shape) > 1} - quantized
@@ -85,7 +85,7 @@ class Opened:
     plan: Plan
 
 
-def _plain_config(model: Model, weights: Source, dtype: DType | None) -> Record | None:
+def plain_config(model: Model, weights: Source, dtype: DType | None) -> Record | None:
     """The config of plain tensors, where the one that was found says otherwise; None where it stands."""
     if dtype is None and not any(model.hf.get(name) for name in FIELDS):
         return None

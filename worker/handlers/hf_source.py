@@ -47,6 +47,11 @@ def open_tensors(folder: Path) -> Source:
     return open_plain(read_record(folder), folder)
 
 
+def open_precise(folder: Path) -> Source:
+    """The weights as exact as they are known: quantized ones in fp32, which holds their products."""
+    return dequantized(read_record(folder), SafetensorsFolder.open(folder), "F32")
+
+
 def as_json(config: Record) -> bytes:
     """config.json of these values."""
     return json.dumps(dict(config.values), indent=2).encode() + b"\n"

@@ -2,8 +2,11 @@
 
 import json
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.extents import Item, TargetFile
 from ..checkpoints.hf_folder import CONFIG, side_files
 from ..checkpoints.identity import identities
 from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
@@ -15,13 +18,14 @@ from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import ImportSpec, replaces
 from ..mapping.bindings import Model, bindings
+from ..mapping.blocks import Plan
 from ..mapping.extra_states import extra_states
 from ..mapping.family import megatron_values
 from ..mapping.plan import plan_import
 from ..mapping.vocabulary import padded_size
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
-from .hf_source import open_hf
+from .hf_source import HFSource, open_hf
 
 MODEL_CONFIG = "model_config.json"
 _HF = "hf"
@@ -33,14 +37,18 @@ def run(spec: ImportSpec, context: JobContext) -> Prepared:
     """Plan, copy, finalize. The config object is built beside the copy."""
     started = time.monotonic()
     conversion = prepare(spec, context.locations)
-    model = conversion.model
     refuse_unequal(conversion.plan.must_be_equal, conversion.weights)
-    context.model_configs.start(megatron_values(model.family, model.mcore, spec.source))
+    return carry_out(conversion, spec, context, started, model_config(conversion.model, spec.source, context))
+
+
+def model_config(model: Model, source: str, context: JobContext) -> Callable[[], dict[str, bytes]]:
+    """Begin to build the config object; what is answered waits for it."""
+    context.model_configs.start(megatron_values(model.family, model.mcore, source))
 
     def late_files() -> dict[str, bytes]:
         return {MODEL_CONFIG: json.dumps(context.model_configs.result(), indent=1).encode() + b"\n"}
 
-    return carry_out(conversion, spec, context, started, late_files)
+    return late_files
 
 
 @uncollected()
@@ -53,45 +61,70 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     if not source.is_dir():
         raise _no_folder(source)
     opened = open_hf(source, spec.dtype)
-    model, weights = opened.model, opened.weights
-    padded = None if spec.vocab_padding is None else padded_size(model.mcore, spec.vocab_padding)
-    plan = plan_import(model, weights.tensors, padded)
-    items = items_of(plan, weights)
-    folder = iteration_name(spec.iteration)
-    files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
-    objects = lay_out_objects(_objects(model, spec.iteration), folder)
-    index = index_files(items, files, objects)
-    read = {block.source.name for task in plan.tasks for block in task.blocks}
-    carried = {f"{_HF}/{name}": path for name, path in side_files(source).items()}
-    small = {f"{folder}/{name}": data for name, data in index.items()}
-    if opened.config_json is not None:
-        del carried[f"{_HF}/{CONFIG}"]
-        small[f"{_HF}/{CONFIG}"] = opened.config_json
+    padded = None if spec.vocab_padding is None else padded_size(opened.model.mcore, spec.vocab_padding)
+    plan = plan_import(opened.model, opened.weights.tensors, padded)
+    laid_out = lay_out(plan, opened, side_files(source), spec.iteration)
     return Conversion(
         kind="import",
         source=source,
         target=target,
-        model=model,
-        weights=weights,
+        model=opened.model,
+        weights=opened.weights,
         plan=plan,
-        items=items,
-        files=(*files, objects),
-        small_files={**small, TRACKER: tracker_text(spec.iteration).encode()},
-        carried=carried,
-        sources=identities((source / CONFIG, *weights.files_of(read))),
+        items=laid_out.items,
+        files=laid_out.files,
+        small_files=laid_out.small_files,
+        carried=laid_out.carried,
+        sources=identities((source / CONFIG, *opened.weights.files_of(sources_of(plan)))),
         part_bytes=spec.part_bytes,
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaidOut:
+    """A Megatron checkpoint to be written."""
+
+    items: tuple[Item, ...]
+    files: tuple[TargetFile, ...]
+    small_files: Mapping[str, bytes]
+    carried: Mapping[str, Path]
+
+
+def lay_out(plan: Plan, opened: HFSource, side_files: Mapping[str, Path], iteration: int | None) -> LaidOut:
+    """Files and indexes; `side_files` are the HF files that go beside the checkpoint."""
+    items = items_of(plan, opened.weights)
+    folder = iteration_name(iteration)
+    files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
+    objects = lay_out_objects(_objects(opened.model, iteration), folder)
+    index = index_files(items, files, objects)
+    carried = {f"{_HF}/{name}": path for name, path in side_files.items()}
+    small = {f"{folder}/{name}": data for name, data in index.items()}
+    if opened.config_json is not None:
+        carried.pop(f"{_HF}/{CONFIG}", None)
+        small[f"{_HF}/{CONFIG}"] = opened.config_json
+    small[TRACKER] = tracker_text(iteration).encode()
+    return LaidOut(items=items, files=(*files, objects), small_files=small, carried=carried)
+
+
+def sources_of(plan: Plan) -> set[str]:
+    """Names of the tensors that are read."""
+    return {block.source.name for task in plan.tasks for block in task.blocks}
+
+
 def _objects(model: Model, iteration: int | None) -> dict[str, object]:
-    """What Megatron's loaders expect beside tensors. No `args`: partial ones fail a load, none are fine."""
+    """What Megatron's loaders expect beside tensors."""
+    states: dict[str, object] = {key: [None] for key in extra_states(model.family.model, bindings(model))}
+    return {**states, **common_state(iteration)}
+
+
+def common_state(iteration: int | None) -> dict[str, object]:
+    """What all ranks share. No `args`: partial ones fail a load, none are fine."""
     common = {
         "checkpoint_version": _CHECKPOINT_VERSION,
         "iteration": iteration or 0,
         "content_metadata": _CONTENT_METADATA,
     }
-    states: dict[str, object] = {key: [None] for key in extra_states(model.family.model, bindings(model))}
-    return {**states, "common_state/shard_0_1": [common]}
+    return {"common_state/shard_0_1": [common]}
 
 
 def _no_folder(source: Path) -> BadInputError:

@@ -6,8 +6,19 @@ from typing import assert_never
 from ..engine.processes import CopyOptions
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations
-from ..jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobSpec, VerifySpec
-from . import config, export_checkpoint, import_checkpoint, verify
+from ..jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    ConfigSpec,
+    ConversionSpec,
+    ExportSpec,
+    ImportSpec,
+    JobSpec,
+    MergeSpec,
+    VerifySpec,
+)
+from . import adapter, config, export_checkpoint, import_checkpoint, merge, verify
 from .context import Answer, JobContext, Prepared
 from .conversion import Conversion, describe
 
@@ -26,19 +37,27 @@ def _run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
             return import_checkpoint.run(spec, context)
         case ExportSpec():
             return export_checkpoint.run(spec, context)
+        case MergeSpec():
+            return merge.run(spec, context)
+        case AdapterExportSpec() | AdapterImportSpec() | AdapterExtractSpec():
+            return adapter.run(spec, context)
         case VerifySpec():
             return verify.run(spec, context)
         case _:
             assert_never(spec)
 
 
-def conversion_of(spec: ImportSpec | ExportSpec, locations: Locations) -> Conversion:
+def conversion_of(spec: ConversionSpec, locations: Locations) -> Conversion:
     """The job's plan: nothing is written."""
     match spec:
         case ImportSpec():
             return import_checkpoint.prepare(spec, locations)
         case ExportSpec():
             return export_checkpoint.prepare(spec, locations)
+        case MergeSpec():
+            return merge.prepare(spec, locations)
+        case AdapterExportSpec() | AdapterImportSpec() | AdapterExtractSpec():
+            return adapter.prepare(spec, locations)
         case _:
             assert_never(spec)
 
@@ -51,10 +70,8 @@ def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str,
                 "bad_request",
                 f"a plan for a {spec.kind} job",
                 found="a job that writes nothing",
-                expected="import or export",
+                expected="import, export, merge or adapter",
                 next_step="Run it; it leaves nothing behind.",
             )
-        case ImportSpec() | ExportSpec():
-            return describe(conversion_of(spec, locations), options)
         case _:
-            assert_never(spec)
+            return describe(conversion_of(spec, locations), options)

@@ -70,7 +70,7 @@ def _bytes_in(place: Path) -> int:
 
 
 def _described(place: Path, hf_config: Path | None, context: JobContext) -> tuple[dict[str, Any], Model]:
-    if _is_hf(place):
+    if is_hf(place):
         return hf_side(place), open_hf(place).model
     refuse_older_format(iteration_folder(place), "logits")
     opened = open_checkpoint(place, hf_config, allow_pickle=context.locations.allow_pickle)
@@ -163,7 +163,7 @@ class _Side:
 
 def _against_another(one: Path, other: Path, spec: VerifySpec, context: JobContext) -> tuple[int, int, int]:
     hf_config = context.locations.resolve_source(spec.hf_config) if spec.hf_config else None
-    formats = [_is_hf(place) for place in (one, other)]
+    formats = [is_hf(place) for place in (one, other)]
     allow_pickle = context.locations.allow_pickle
     sides = [
         _hf_side(place, mapped=not all(formats))
@@ -192,7 +192,7 @@ def _against_another(one: Path, other: Path, spec: VerifySpec, context: JobConte
     return files, len(names), total
 
 
-def _is_hf(place: Path) -> bool:
+def is_hf(place: Path) -> bool:
     return (place / CONFIG).exists() and any(place.glob("*.safetensors"))
 
 

@@ -1,8 +1,8 @@
 """What a job is asked to do: one frozen class a kind, a union on `kind`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 """`root-name:relative/path`, or an absolute path under a configured root."""
@@ -74,6 +74,63 @@ class ExportSpec(_Spec):
     on_exists: OnExists = "error"
 
 
+class AdapterUse(_Spec):
+    """An adapter of a merge, and how much of it."""
+
+    path: Location
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+
+
+Combine = Literal["sequential", "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+"""What several adapters come to: each added to the base, or combined into one first, as PEFT's `combination_type`."""
+
+_BY_DENSITY = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+
+
+class MergeSpec(_Spec):
+    """A base, HF or Megatron, with adapters folded into its weights."""
+
+    kind: Literal["merge"] = "merge"
+    source: Location
+    """The base."""
+    target: Location
+    adapters: tuple[AdapterUse, ...] = Field(min_length=1, max_length=100)
+    combine: Combine = "sequential"
+    density: float | None = Field(default=None, gt=0, le=1, validate_default=True)
+    """The share of values that is kept."""
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    svd_rank: int | None = Field(default=None, ge=1)
+    """None: the largest rank of the adapters."""
+    seed: int = Field(default=0, ge=0)
+    """Of what `dare_linear` and `dare_ties` drop."""
+    to: Literal["hf", "megatron"] = "hf"
+    rounding: Literal["exact", "peft"] = "exact"
+    """Once, after all sums in fp32; or as PEFT rounds, adapter by adapter, each product to its factors' dtype first."""
+    dequantize: bool = False
+    """A quantized base may be written plain."""
+    hf_config: Location | None = None
+    """A folder with config.json (and tokenizer) for a Megatron base that has no `hf/` beside it."""
+    max_shard_bytes: int | None = Field(default=None, gt=0)
+    dtype: DType | None = None
+    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    on_exists: OnExists = "error"
+
+    @field_validator("density")
+    @classmethod
+    def _density_where_it_counts(cls, value: float | None, others: ValidationInfo) -> float | None:
+        combine = others.data.get("combine")
+        if combine is not None and (value is not None) != (combine in _BY_DENSITY):
+            raise ValueError(f"a number with {', '.join(_BY_DENSITY)}, and none with other ways to combine")
+        return value
+
+    @field_validator("svd_rank")
+    @classmethod
+    def _rank_of_svd(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value is not None and others.data.get("combine") != "svd":
+            raise ValueError("none, since only svd has a choice of rank")
+        return value
+
+
 class VerifySpec(_Spec):
     """Check a folder against its manifest, or compare the tensors of two checkpoints, of any formats."""
 
@@ -87,8 +144,84 @@ class VerifySpec(_Spec):
     """With `against`: run both models on the same tokens too."""
 
 
-JobSpec = Annotated[ConfigSpec | ImportSpec | ExportSpec | VerifySpec, Field(discriminator="kind")]
-JobKind = Literal["config", "import", "export", "verify"]
+class AdapterExportSpec(_Spec):
+    """Megatron adapter -> PEFT folder."""
+
+    kind: Literal["adapter"] = "adapter"
+    action: Literal["export"] = "export"
+    source: Location
+    target: Location
+    base: Location | None = None
+    """The model that it adapts: an HF folder or a Megatron checkpoint, of which configs alone are read.
+
+    None: as `hf/` or `run_config.yaml` of the adapter says.
+    """
+    base_name: str | None = Field(default=None, min_length=1, max_length=1000)
+    """What `base_model_name_or_path` says; None: as an import left it, else the base's path."""
+    on_exists: OnExists = "error"
+
+
+class AdapterImportSpec(_Spec):
+    """PEFT folder -> Megatron adapter."""
+
+    kind: Literal["adapter"] = "adapter"
+    action: Literal["import"] = "import"
+    source: Location
+    target: Location
+    base: Location
+    """The model that it adapts: an HF folder or a Megatron checkpoint, of which configs alone are read."""
+    form: Literal["auto", "canonical", "fused"] = "auto"
+    """Of layers that Megatron fuses: factors for each of q, k and v, or one pair whose rank is the sum of theirs.
+
+    `auto`: one pair of the same rank where all three share A, else canonical; DoRA, which has no canonical form, fused.
+    """
+    iteration: int | None = Field(default=None, ge=0, le=10**12)
+    on_exists: OnExists = "error"
+
+
+class AdapterExtractSpec(_Spec):
+    """Two checkpoints of one model -> PEFT folder of what lies between them, as near as its rank allows."""
+
+    kind: Literal["adapter"] = "adapter"
+    action: Literal["extract"] = "extract"
+    source: Location
+    """The base."""
+    tuned: Location
+    target: Location
+    rank: int = Field(ge=1, le=10**5)
+    save_others: bool = False
+    """Modules that differ and are not linear layers are saved whole; else they are an error."""
+    dtype: DType = "fp32"
+    """Of the factors."""
+    hf_config: Location | None = None
+    """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
+    base_name: str | None = Field(default=None, min_length=1, max_length=1000)
+    """What `base_model_name_or_path` says; None: the base's path."""
+    on_exists: OnExists = "error"
+
+
+AdapterSpec = AdapterExportSpec | AdapterImportSpec | AdapterExtractSpec
+"""Adapters alone: from one format into the other, or out of two checkpoints."""
+
+ConversionSpec = ImportSpec | ExportSpec | MergeSpec | AdapterSpec
+"""Jobs that write a checkpoint."""
+
+
+def _as_openapi(schema: dict[str, Any]) -> None:
+    """OpenAPI maps a discriminator's value to one schema; `adapter` has three, told apart by a discriminator inside."""
+    schema["discriminator"]["mapping"].pop("adapter", None)
+
+
+JobSpec = Annotated[
+    ConfigSpec
+    | ImportSpec
+    | ExportSpec
+    | MergeSpec
+    | VerifySpec
+    | Annotated[AdapterSpec, Field(discriminator="action")],
+    Field(discriminator="kind", json_schema_extra=_as_openapi),
+]
+JobKind = Literal["config", "import", "export", "merge", "adapter", "verify"]
 
 Label = Annotated[str, StringConstraints(max_length=200)]
 JobId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -121,7 +254,7 @@ def target_of(spec: JobSpec) -> str | None:
     match spec:
         case ConfigSpec() | VerifySpec():
             return None
-        case ImportSpec() | ExportSpec():
+        case _:
             return spec.target
 
 
@@ -130,7 +263,7 @@ def replaces(spec: JobSpec) -> bool:
     match spec:
         case ConfigSpec() | VerifySpec():
             return False
-        case ImportSpec() | ExportSpec():
+        case _:
             return spec.on_exists == "replace"
 
 

@@ -76,12 +76,16 @@ class Verified(_Frozen):
 class CheckpointResult(_Frozen):
     """A published folder; its manifest tells the rest."""
 
-    kind: Literal["import", "export"]
+    kind: Literal["import", "export", "merge", "adapter"]
     target: str
     tensors: int
     bytes: int
     resumed_bytes: int = 0
     """Of them, what an earlier attempt had written already."""
+    touched: int = 0
+    """Of the tensors, those that adapters changed; the manifest names each with the norm of its change."""
+    relative_error: float | None = None
+    """Of an extracted adapter: what it leaves of the difference; the manifest says so for each tensor."""
     plan_digest: str
     timings: Timings
     verified: Verified | None = None

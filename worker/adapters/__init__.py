@@ -1,0 +1,1 @@
+"""LoRA semantics: adapters read, matched to their base, merged."""

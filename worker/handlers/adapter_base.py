@@ -1,0 +1,66 @@
+"""The model that an adapter belongs to: what its configs say, and where asked for its tensors under HF's names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.peft_config import ADAPTER_CONFIG
+from ..checkpoints.hf_folder import CONFIG, read_json_object
+from ..checkpoints.iterations import iteration_folder
+from ..checkpoints.source import Source
+from ..engine.convert import items_of
+from ..engine.item_source import ItemSource
+from ..jobs.errors import BadInputError
+from ..jobs.locations import Locations
+from ..mapping.bindings import Model
+from .config import read_model
+from .described import Described, describe
+from .export_checkpoint import open_checkpoint
+from .hf_source import open_hf, open_precise
+from .saved_weights import args_of, open_saved
+from .verify import is_hf
+
+HF = "hf"
+_NAME = "base_model_name_or_path"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedModel:
+    """A checkpoint's model, with its tensors as exact as they are known."""
+
+    model: Model
+    weights: Source
+    described_by: tuple[Path, ...]
+
+
+def base_model(base: Path, locations: Locations) -> Described:
+    """Of an HF folder or a Megatron checkpoint, by configs alone."""
+    if (base / CONFIG).exists():
+        return Described(model=read_model(base), carried={CONFIG: base / CONFIG}, config_json=None)
+    folder = iteration_folder(base)
+    return describe(None, base, folder, args_of(open_saved(folder, allow_pickle=locations.allow_pickle)))
+
+
+def open_base(place: Path, hf_config: Path | None, locations: Locations) -> OpenedModel:
+    """The same with its tensors. BadInputError where anything is not understood."""
+    if is_hf(place):
+        return OpenedModel(model=open_hf(place).model, weights=open_precise(place), described_by=(place / CONFIG,))
+    opened = open_checkpoint(place, hf_config, allow_pickle=locations.allow_pickle)
+    weights = ItemSource.of(items_of(opened.plan, opened.weights))
+    return OpenedModel(model=opened.described.model, weights=weights, described_by=())
+
+
+def base_name(given: str | None, source: Path, base: Path | None) -> str:
+    """What `base_model_name_or_path` is to say: as given, as an import left it beside `source`, or the base's path."""
+    if given is not None:
+        return given
+    left = source / HF / ADAPTER_CONFIG
+    said = read_json_object(left, "a PEFT adapter's config").get(_NAME) if left.exists() else None
+    if said or base is not None:
+        return str(said or base)
+    raise BadInputError(
+        "bad_request",
+        f"the base of adapter {source}",
+        found="no name or path of it",
+        expected=f"what {_NAME} is to say",
+        next_step="Name it: `ferry adapter export ... --base DIR`, or `--base-name ORG/NAME`.",
+    )

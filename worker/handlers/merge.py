@@ -1,0 +1,189 @@
+"""The `merge` job: a base with adapters folded into its weights; what they do not touch is copied as bytes."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..adapters.matching import match
+from ..adapters.merged_source import Folding, MergedSource
+from ..adapters.peft_folder import PeftFolder
+from ..checkpoints.extents import Operand
+from ..checkpoints.hf_folder import CONFIG
+from ..checkpoints.identity import identities
+from ..checkpoints.operations import Combination, LowRankUpdate
+from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
+from ..checkpoints.source import Source
+from ..engine.collection import uncollected
+from ..engine.computed import shared_operand
+from ..engine.convert import items_of, refuse_unequal
+from ..engine.low_rank import delta_norm
+from ..engine.parts import shard_bytes_for
+from ..engine.reading import SourceFiles, same_bytes
+from ..jobs.errors import BadInputError
+from ..jobs.locations import Locations, refuse_existing, refuse_inside
+from ..jobs.spec import MergeSpec, replaces
+from ..mapping.blocks import Address, Block, Plan, Task
+from ..mapping.plan import plan_import
+from .context import JobContext, Prepared
+from .conversion import Conversion, carry_out
+from .hf_source import HFSource
+from .import_checkpoint import lay_out, model_config, sources_of
+from .merge_base import OpenedBase, open_base
+
+
+def run(spec: MergeSpec, context: JobContext) -> Prepared:
+    """Plan, copy and compute, finalize."""
+    started = time.monotonic()
+    conversion = prepare(spec, context.locations)
+    refuse_unequal(conversion.plan.must_be_equal, conversion.weights)
+    late = model_config(conversion.model, spec.source, context) if spec.to == "megatron" else dict[str, bytes]
+    return carry_out(conversion, spec, context, started, late)
+
+
+@uncollected()
+def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
+    """Everything that can be known before the first byte: reads configs, headers, and the adapters' factors."""
+    source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
+    if not replaces(spec):
+        refuse_existing(target)
+    refuse_inside(source, target)
+    opened = open_base(source, spec, locations)
+    adapters = [
+        (match(PeftFolder.open(locations.resolve_source(adapter.path)), opened.base.known), adapter.weight)
+        for adapter in spec.adapters
+    ]
+    merged = MergedSource.of(opened.base, adapters, _folding(spec))
+    _refuse_two_replacements(merged)
+    touched = _touched(merged)
+    if merged.untied:
+        opened = opened.untied()
+    match spec.to:
+        case "hf":
+            return _to_hf(spec, source, target, opened, merged, touched)
+        case "megatron":
+            return _to_megatron(spec, source, target, opened, merged, touched)
+
+
+def _folding(spec: MergeSpec) -> Folding:
+    stepwise = spec.rounding == "peft"
+    if spec.combine == "sequential":
+        return Folding(combination=None, stepwise=stepwise)
+    method = spec.combine if len(spec.adapters) > 1 else "linear"  # as PEFT does
+    how = Combination(method, spec.density or 1.0, spec.majority_sign_method, spec.svd_rank, (spec.seed,))
+    return Folding(combination=how, stepwise=stepwise)
+
+
+def _to_hf(
+    spec: MergeSpec,
+    source: Path,
+    target: Path,
+    opened: OpenedBase,
+    merged: MergedSource,
+    touched: Mapping[str, float | None],
+) -> Conversion:
+    plan = _as_it_is(merged)
+    items = items_of(plan, merged)
+    files = lay_out_shards(items, spec.max_shard_bytes or shard_bytes_for(sum(item.nbytes for item in items)))
+    small = {INDEX: index_json(files), CONFIG: opened.config_json}
+    return Conversion(
+        kind="merge",
+        source=source,
+        target=target,
+        model=opened.model,
+        weights=merged,
+        plan=plan,
+        items=items,
+        files=files,
+        small_files={name: data for name, data in small.items() if data is not None},
+        carried={name: path for name, path in opened.carried.items() if name not in small or small[name] is None},
+        sources=identities((*opened.described_by, *merged.files_of(merged.tensors))),
+        part_bytes=spec.part_bytes,
+        touched=touched,
+    )
+
+
+def _as_it_is(weights: Source) -> Plan:
+    """Every tensor to the same name."""
+    tasks = (
+        Task(
+            target=Address(name),
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            blocks=(Block(Address(name), 0, tensor.shape[0]),),
+        )
+        for name, tensor in weights.tensors.items()
+    )
+    return Plan(tasks=tuple(tasks))
+
+
+def _to_megatron(
+    spec: MergeSpec,
+    source: Path,
+    target: Path,
+    opened: OpenedBase,
+    merged: MergedSource,
+    touched: Mapping[str, float | None],
+) -> Conversion:
+    plan = plan_import(opened.model, merged.tensors)
+    hf = HFSource(model=opened.model, weights=merged, config_json=opened.config_json)
+    laid_out = lay_out(plan, hf, opened.carried, None)
+    return Conversion(
+        kind="merge",
+        source=source,
+        target=target,
+        model=opened.model,
+        weights=merged,
+        plan=plan,
+        items=laid_out.items,
+        files=laid_out.files,
+        small_files=laid_out.small_files,
+        carried=laid_out.carried,
+        sources=identities((*opened.described_by, *merged.files_of(sources_of(plan)))),
+        part_bytes=spec.part_bytes,
+        touched=touched,
+    )
+
+
+def _touched(merged: MergedSource) -> dict[str, float | None]:
+    """What is changed, with the norm of what is added. BadInputError where that is nothing."""
+    files = SourceFiles()
+    try:
+        norms: dict[str, float | None] = {str(address): _norm(merged, address, files) for address in merged.updates}
+    finally:
+        files.close()
+    scaled = any(pair.factors.magnitude is not None for pairs in merged.updates.values() for pair in pairs)
+    if not any(norms.values()) and not merged.replaced and not scaled:
+        raise _changes_nothing()
+    return norms | dict.fromkeys(merged.replaced.keys() - norms.keys())
+
+
+def _norm(merged: MergedSource, address: Address, files: SourceFiles) -> float:
+    update = merged.update(address)
+    assert isinstance(update.operation, LowRankUpdate)
+    factors: tuple[Operand, ...] = update.operands[1:]
+    shared = tuple(shared_operand(operand, number, files.anew) for number, operand in enumerate(factors))
+    return float(f"{delta_norm(update.operation, shared):.6g}")
+
+
+def _refuse_two_replacements(merged: MergedSource) -> None:
+    """Adapters of an embedding bring the base's own along, each the same."""
+    for name, folder, own in merged.repeated:
+        first, of_first = merged.replaced[name]
+        if not same_bytes(first.weights.whole(of_first), folder.weights.whole(own)):
+            raise BadInputError(
+                "unsupported_config_value",
+                f"base tensor {name!r}",
+                found=f"two adapters that replace it by different tensors: {first.path} and {folder.path}",
+                expected="one",
+                next_step="Leave one of them out; tensors that are saved whole have no sum.",
+            )
+
+
+def _changes_nothing() -> BadInputError:
+    return BadInputError(
+        "bad_tensor",
+        "the adapters of this merge",
+        found="nothing to add: every product of factors, times its scale and weight, is zero",
+        expected="a change of the base",
+        next_step="Check that the adapter was trained, and its alpha and weight; an untouched base is a copy.",
+    )
