@@ -4,13 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
-Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
-"""`root-name:relative/path`, or an absolute path under a configured root."""
+from .setup_spec import LEAST_PART_BYTES, DType, Location
 
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
-LEAST_PART_BYTES = 2**20
-"""Of `part_bytes`: about so much is written, retried and resumed as one part; None: chosen by the size of the whole."""
 
 
 class _Spec(BaseModel):
@@ -19,10 +16,6 @@ class _Spec(BaseModel):
 
 OnExists = Literal["error", "replace"]
 """What a job does where its target exists: refuse, or put its output there by one atomic exchange."""
-
-
-DType = Literal["bf16", "fp16", "fp32"]
-"""What tensors are cast to; each is rounded once. None: as they are stored, quantized ones as the config says."""
 
 
 Quantization = Literal["fp8"]

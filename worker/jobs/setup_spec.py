@@ -1,0 +1,107 @@
+"""What a `setup` job is asked to do: a directory that a trainer starts from."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+"""`root-name:relative/path`, or an absolute path under a configured root."""
+
+LEAST_PART_BYTES = 2**20
+"""Of `part_bytes`: about so much is written, retried and resumed as one part; None: chosen by the size of the whole."""
+
+DType = Literal["bf16", "fp16", "fp32"]
+"""What tensors are cast to; each is rounded once. None: as they are stored, quantized ones as the config says."""
+
+ProfileName = Literal["megatron-lm", "megatron-bridge", "verl", "slime", "nemo-rl"]
+"""The trainer."""
+
+Recompute = Literal["none", "selective", "full"]
+"""Activations that are computed again in the backward pass: none, attention's core, whole layers."""
+
+_Size = Annotated[int, Field(ge=1, le=10**5)]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Parallelism(_Spec):
+    """How a run is spread over GPUs."""
+
+    tp_size: _Size = 1
+    pp_size: _Size = 1
+    vpp_size: _Size | None = None
+    """Model chunks of each pipeline stage; None: one."""
+    cp_size: _Size = 1
+    ep_size: _Size = 1
+    etp_size: _Size | None = None
+    """None: `tp_size`, as Megatron takes it."""
+    sequence_parallel: bool | None = None
+    """None: where `tp_size` is above 1."""
+    first_stage_layers: _Size | None = None
+    last_stage_layers: _Size | None = None
+    """Uneven stages: layers of the first and of the last one; the others share the rest evenly."""
+    world_size: _Size | None = None
+    """GPUs; None: the fewest that the sizes above allow."""
+
+
+class PeftSettings(_Spec):
+    """Adapters beside a frozen base. Names and defaults are Megatron-Bridge's."""
+
+    type: Literal["lora", "canonical_lora", "dora"] = "lora"
+    target_modules: tuple[str, ...] = ()
+    """Last parts of layer names, or patterns with `*` of full names; empty means the type's usual ones."""
+    exclude_modules: tuple[str, ...] = ()
+    dim: _Size = 32
+    """The rank."""
+    alpha: float = Field(default=32, gt=0, allow_inf_nan=False)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout_position: Literal["pre", "post"] = "pre"
+    seed: int = Field(default=1234, ge=0)
+    """Factors are drawn from this and their names."""
+    init_adapter: bool = False
+    """Write a freshly initialised adapter checkpoint."""
+
+
+class DdpSettings(_Spec):
+    """How the model is wrapped for data parallelism."""
+
+    use_distributed_optimizer: bool = True
+    use_megatron_fsdp: bool = False
+    overrides: dict[str, Any] = Field(default_factory=dict[str, Any], max_length=100)
+    """Fields of Megatron's `DistributedDataParallelConfig`."""
+
+
+class SetupSpec(_Spec):
+    """HF folder, Megatron checkpoint or bare config -> a directory that a trainer starts from."""
+
+    kind: Literal["setup"] = "setup"
+    source: Location
+    target: Location
+    profile: ProfileName = "megatron-lm"
+    parallelism: Parallelism = Parallelism()
+    base: Literal["auto", "import", "link", "reference"] = "auto"
+    """The weights: imported from HF; hard links to a Megatron checkpoint on the same file system; or where they are.
+
+    `auto`: imported, or linked where that can be, else referenced.
+    """
+    init: Literal["source", "random"] = "source"
+    """`random`: weights drawn from `seed` as Megatron initialises them; of the source only its config is read."""
+    seed: int = Field(default=1234, ge=0, lt=2**63)
+    hf_config: Location | None = None
+    """A folder with config.json and tokenizer, for a Megatron checkpoint that has no `hf/` beside it."""
+    dtype: DType | None = None
+    peft: PeftSettings | None = None
+    ddp: DdpSettings = DdpSettings()
+    sequence_length: int | None = Field(default=None, ge=1, le=10**8)
+    """Tokens of a sample; None: the model's, at most 4,096."""
+    micro_batch_size: _Size = 1
+    recompute: Recompute = "none"
+    gpu_bytes: int = Field(default=80 * 2**30, ge=2**30)
+    """Of one GPU; a run that is estimated to need more is refused, with a parallelism that fits."""
+    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    verify: tuple[Literal["load"], ...] = ()
+    """`load`: as many processes as the parallelism has ranks load the checkpoint before it is published."""
+    on_exists: Literal["error", "replace", "reuse"] = "error"
+    """`reuse`: as `replace`, and the base that is there serves again where it is of the same source."""

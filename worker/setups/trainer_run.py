@@ -1,0 +1,50 @@
+"""All that a trainer's files are made from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..jobs.setup_spec import DdpSettings, DType, Parallelism, PeftSettings, Recompute
+from ..mapping.bindings import Model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerRun:
+    """A model, where its weights lie, and how it is to be trained. Paths are absolute, as the trainer sees them."""
+
+    model: Model
+    """`model.mcore` holds Megatron's values, outer and transformer fields in one record; `model.hf` is config.json."""
+    dtype: DType
+    parallelism: Parallelism
+    world_size: int
+    target: Path
+    """The directory that is being set up."""
+    base: Path
+    """The Megatron checkpoint: a folder with a tracker file."""
+    iteration: int | None
+    """None: `release`."""
+    hf: Path
+    """A folder with config.json and, where there is one, the tokenizer."""
+    hf_weights: Path | None
+    """The HF folder that the base was imported from, if it was and is still there."""
+    peft: PeftSettings | None
+    adapter: Path | None
+    """The freshly initialised adapter checkpoint, if one was asked for."""
+    ddp: DdpSettings
+    sequence_length: int
+    micro_batch_size: int
+    recompute: Recompute
+    seed: int
+
+    @property
+    def etp_size(self) -> int:
+        return self.parallelism.etp_size or self.parallelism.tp_size
+
+    @property
+    def sequence_parallel(self) -> bool:
+        wanted = self.parallelism.sequence_parallel
+        return self.parallelism.tp_size > 1 if wanted is None else wanted
+
+    @property
+    def dp_size(self) -> int:
+        sizes = self.parallelism
+        return self.world_size // (sizes.tp_size * sizes.pp_size * sizes.cp_size)
