@@ -84,6 +84,8 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
     refuse_inside(source, target)
     if not source.exists():
         raise _no_source(source)
+    if spec.peft is not None:
+        _checked(spec.peft)
     base = open_setup_base(spec, source, target, locations)
     trainer_run = _trainer_run(spec, base, target)
     refuse_impossible(trainer_run)

@@ -3,9 +3,9 @@
 Source: `megatron.training.arguments` and `argument_utils` of megatron-core 0.19.2, whose parser the tests run.
 """
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import cast
 
 from ...mapping.upstream_classes import VARIANT_FIELDS
@@ -90,6 +90,9 @@ _PLAIN = {
 }
 """Megatron's values, and the arguments that take them as they are; none is said of a value that is null."""
 
+_WHOLE = ("rotary_base", "seq_len_interpolation_factor")
+"""The parser takes whole numbers alone."""
+
 _WHERE_TRUE = {
     "add_qkv_bias": "--add-qkv-bias",
     "apply_query_key_layer_scaling": "--apply-query-key-layer-scaling",
@@ -165,6 +168,7 @@ _OF_RUN = (
     "--pretrained-checkpoint",
     "--load",
     "--save",
+    "--save-interval",
     "--ckpt-format",
     "--tokenizer-type",
     "--tokenizer-model",
@@ -208,8 +212,8 @@ def _text(name: str, value: object) -> str:
         case tuple() | list() if name == "window_size":
             return f"({','.join(map(str, cast('list[int]', value)))})"
         case tuple() | list():
-            return json.dumps(list(cast("list[int]", value)))
-        case float() if name == "rotary_base":
+            return "+".join(f"[{kind}]*{len(list(run))}" for kind, run in groupby(cast("list[int]", value)))
+        case float() if name in _WHOLE:
             if not value.is_integer():
                 raise _missing(name, value)
             return str(int(value))
@@ -269,6 +273,7 @@ def _of_training(run: TrainerRun) -> Iterator[tuple[str, ...]]:
     yield "--pretrained-checkpoint", str(run.base)
     yield "--load", _saved(run)
     yield "--save", _saved(run)
+    yield "--save-interval", "500"
     yield "--ckpt-format", "torch_dist"
     yield "--tokenizer-type", "HuggingFaceTokenizer"
     yield "--tokenizer-model", str(run.hf)
@@ -302,7 +307,7 @@ def _refuse_other(name: str, value: object, values: Mapping[str, object]) -> Non
 
 def _missing(name: str, value: object) -> Exception:
     next_step = "Use profile megatron-bridge, or build the model by `mcore_ferry.integration.load_model_config`."
-    return no_setting(_TRAINER, f"Megatron value {name}", repr(value), next_step)
+    return no_setting("Megatron-LM's arguments", f"Megatron value {name}", repr(value), next_step)
 
 
 def _start_script(run: TrainerRun) -> bytes:
