@@ -16,6 +16,8 @@ Place = int | Literal["embedding", "end", "mtp"]
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _STACK = "decoder.layers."
+_BUFFER = ".expert_bias"
+"""No parameter: the router moves it by itself."""
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 _BY_COLUMN = re.compile(
     r"\.(linear_qkv|linear_fc1|linear_q_proj|linear_q_up_proj|linear_kv_up_proj|in_proj|eh_proj)\.(weight|bias)(\.\w+)?$"
@@ -42,6 +44,8 @@ def census(model: Model) -> Census:
     """Of the whole model, padding of the vocabulary aside."""
     counts: Counter[tuple[Place, Share]] = Counter()
     for binding in bindings(model):
+        if binding.target.name.endswith(_BUFFER):
+            continue
         counts[place_of(binding), share_of(binding.target.name)] += prod(binding.shape)
     return Census(dict(counts))
 
