@@ -238,7 +238,9 @@ def merge(
 
 @app.command("setup")
 def setup(
-    source: Annotated[str | None, typer.Argument(help="HF folder, Megatron checkpoint, or config.json.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="HF folder, Megatron checkpoint, or a folder with config.json.")
+    ] = None,
     target: Annotated[str | None, typer.Argument(help="The directory to be set up.")] = None,
     spec_file: Annotated[
         Path | None, typer.Option("--spec", metavar="YAML", help="The fields in a file; options win.")

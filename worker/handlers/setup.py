@@ -82,7 +82,7 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
     _refuse_target(spec, target)
     refuse_inside(source, target)
-    if not source.exists():
+    if not source.is_dir():
         raise _no_source(source)
     if spec.peft is not None:
         _checked(spec.peft)
@@ -271,7 +271,7 @@ def _no_source(source: Path) -> BadInputError:
         "missing_file",
         f"source {source}",
         found="no such folder",
-        expected="an HF folder, a Megatron checkpoint, or with `init: random` a config.json",
+        expected="an HF folder, a Megatron checkpoint, or with `init: random` a folder with config.json",
         next_step="Check the path.",
     )
 

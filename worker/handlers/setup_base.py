@@ -91,10 +91,8 @@ def open_setup_base(spec: SetupSpec, source: Path, target: Path, locations: Loca
 
 def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way: Way) -> SetupBase:
     plan = plan_import(opened.model, opened.weights.tensors, None)
-    config = source if source.is_file() else source / CONFIG
-    beside = {CONFIG: source} if source.is_file() else side_files(source)
-    laid_out = lay_out(plan, opened, beside, None)
-    sources = identities((config, *opened.weights.files_of(sources_of(plan))))
+    laid_out = lay_out(plan, opened, side_files(source), None)
+    sources = identities((source / CONFIG, *opened.weights.files_of(sources_of(plan))))
     told = [(one.path.name, one.bytes, one.mtime_ns) for one in sources]
     seed = spec.seed if way == "drawn" else None
     return SetupBase(

@@ -3,8 +3,6 @@
 # pyright: basic
 
 import json
-import os
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import distributed
 
 from ..integration.load import for_this_host, load_model_config
+from ..settings import let_megatron_run_alone
 from .kernels import stand_in_for_kernels
 
 _SECONDS = 3600
@@ -24,7 +23,7 @@ def serve(request: str) -> None:
     asked = json.loads(request)
     stand_in_for_kernels()
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    let_megatron_run_alone()
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{asked['meeting']}/store",
@@ -73,5 +72,4 @@ def _built(written: dict[str, object]) -> list[Any]:
 def _load(chunks: list[Any], folder: Path) -> None:
     from ..integration.model_checkpoint import load_checkpoint
 
-    with nullcontext():
-        load_checkpoint(chunks, folder, strict=True)
+    load_checkpoint(chunks, folder, strict=True)
