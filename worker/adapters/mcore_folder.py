@@ -18,6 +18,7 @@ _NAME = re.compile(
     rf"(?P<part>{re.escape(LINEAR_IN)}|{re.escape(LINEAR_OUT)}|{MAGNITUDE})"
 )
 _STATE = re.compile(r"(^|\.)(optimizer|opt_param_scheduler|rng_state|rerun_state_machine_state)(\.|$)")
+_LATER = "multi-token prediction, which HF's model does not load"
 FLOATS = ("BF16", "F16", "F32")
 
 
@@ -46,6 +47,12 @@ class AdaptedLinear:
     layer: Linear
     factors: Mapping[str, McoreFactors]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its tensors."""
+        of = (address for one in self.factors.values() for address in (one.a, one.b, one.magnitude))
+        return tuple(address.name for address in of if address is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McoreAdapter:
@@ -53,7 +60,16 @@ class McoreAdapter:
 
     layers: tuple[AdaptedLinear, ...]
     left: tuple[Left, ...]
-    """Tensors that are no factors, and why they stay behind."""
+    """Tensors that have no part in what is made of the others, and why they stay behind."""
+
+    def as_hf_loads_it(self) -> "McoreAdapter":
+        """Without the layers of multi-token prediction."""
+        later = (adapted for adapted in self.layers if adapted.layer.is_mtp)
+        names = dict.fromkeys(name for adapted in later for name in adapted.names)
+        return McoreAdapter(
+            layers=tuple(adapted for adapted in self.layers if not adapted.layer.is_mtp),
+            left=(*self.left, *(Left(name=name, why=_LATER) for name in names)),
+        )
 
 
 def find_factors(

@@ -71,7 +71,7 @@ class MergedSource:
             touched=frozenset(names),
             replaced=replaced,
             repeated=repeated,
-            adapters=tuple(path for matched, _ in adapters for path in _files(matched.folder)),
+            adapters=tuple(path for matched, _ in adapters for path in matched.folder.files),
             untied=untied,
         )
 
@@ -200,10 +200,6 @@ def _unmixable(thing: str, found: str) -> BadInputError:
         expected="adapters that have a sum",
         next_step="Merge it alone, or one after the other with combine `sequential`.",
     )
-
-
-def _files(folder: PeftFolder) -> tuple[Path, ...]:
-    return folder.weights.files_of(folder.weights.tensors)
 
 
 def _as(folder: PeftFolder, own: str, written: StoredTensor) -> Source:

@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from ..adapters.matching import match
 from ..adapters.merged_source import Folding, MergedSource
-from ..adapters.peft_folder import PeftFolder
 from ..checkpoints.extents import Operand
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import identities
@@ -28,6 +27,7 @@ from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
 from .hf_source import HFSource
 from .import_checkpoint import lay_out, model_config, sources_of
+from .merge_adapters import match_adapter
 from .merge_base import OpenedBase, open_base
 
 
@@ -48,10 +48,9 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
         refuse_existing(target)
     refuse_inside(source, target)
     opened = open_base(source, spec, locations)
-    adapters = [
-        (match(PeftFolder.open(locations.resolve_source(adapter.path)), opened.base.known), adapter.weight)
-        for adapter in spec.adapters
-    ]
+    found = [match_adapter(locations.resolve_source(adapter.path), opened) for adapter in spec.adapters]
+    adapters = [(matched, use.weight) for (matched, _), use in zip(found, spec.adapters, strict=True)]
+    left = tuple(dict.fromkeys(one for _, beside in found for one in beside))
     merged = MergedSource.of(opened.base, adapters, _folding(spec))
     _refuse_two_replacements(merged)
     touched = _touched(merged)
@@ -59,9 +58,11 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
         opened = opened.untied()
     match spec.to:
         case "hf":
-            return _to_hf(spec, source, target, opened, merged, touched)
+            conversion = _to_hf(spec, source, target, opened, merged, touched)
         case "megatron":
-            return _to_megatron(spec, source, target, opened, merged, touched)
+            conversion = _to_megatron(spec, source, target, opened, merged, touched)
+    dropped = (*conversion.plan.dropped, *left)
+    return replace(conversion, plan=replace(conversion.plan, dropped=dropped))
 
 
 def _folding(spec: MergeSpec) -> Folding:
