@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ def test_what_an_adapter_does_not_touch_is_copied(base: Path, tmp_path: Path) ->
 
 def case(name: str, folder: Path, **config: object) -> Path:
     """A tiny random model of a family."""
-    of = BY_NAME[name]
-    write(Case(name=name, model_type=of.model_type, config={**of.config, **config}), folder)
+    write(replace(BY_NAME[name], config={**BY_NAME[name].config, **config}), folder)
     return folder
 
 

@@ -51,7 +51,7 @@ class Linear:
     @property
     def is_expert(self) -> bool:
         """The last axis of its stack is that of the experts."""
-        return _EXPERTS in f"{self.module}."
+        return ".experts." in self.module
 
     @property
     def is_mtp(self) -> bool:
