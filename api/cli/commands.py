@@ -171,7 +171,8 @@ def merge(
     source: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, Hugging Face's or Megatron's.")],
     target: Target,
     adapter: Annotated[
-        list[str], typer.Option("--adapter", metavar="DIR[:WEIGHT]", help="A PEFT adapter or a Megatron one; may be given again.")
+        list[str],
+        typer.Option("--adapter", metavar="DIR[:WEIGHT]", help="An adapter, PEFT's or Megatron's; may be given again."),
     ],
     combine: Annotated[
         Combine, typer.Option(help="How several adapters come together, under PEFT's names.")

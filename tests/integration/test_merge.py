@@ -422,6 +422,25 @@ def test_a_module_that_expects_factors_and_has_none_is_refused(base: Path, tmp_p
     assert refused.value.info.code == "missing_tensor"
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "nemotron-h"])
+def test_all_linear_means_all_that_peft_adapts(base: Path, tmp_path: Path, name: str) -> None:
+    """As its config says where it was written before PEFT looked the modules up."""
+    if name != "llama":
+        base = case(name, tmp_path / name)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"] if name == "nemotron-h" else "all-linear"
+    adapter = write_adapter(base, tmp_path / "adapter", target_modules=targets)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    excluded = {"exclude_modules": r".*\.(in_proj|out_proj|up_proj|down_proj)"} if name == "nemotron-h" else {}
+    (adapter / "adapter_config.json").write_text(json.dumps(config | excluded | {"target_modules": "all-linear"}))
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    lost = next(key for key in load_file(adapter / WEIGHTS) if "q_proj.lora_A" in key)
+    rewrite(adapter, lambda found: [found.pop(lost.replace("lora_A", f"lora_{x}")) for x in "AB"] and None)
+    with pytest.raises(BadInputError, match=r"q_proj\.weight.*nothing for it"):
+        do(spec(base, tmp_path / "again", adapter), NOWHERE)
+
+
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path, adapter: Path) -> None:
     write_llama(tmp_path / "other", layers=2, hidden=128)
 

@@ -7,7 +7,7 @@ from ..checkpoints.extents import StoredTensor
 from ..mapping.bindings import Binding, Model, bindings
 from ..mapping.blocks import Address
 from ..mapping.layouts import RowBlock
-from .matching import BaseTensors
+from .base_tensors import BaseTensors
 
 _WEIGHT = ".weight"
 _EMBEDDING = "embedding."

@@ -14,7 +14,8 @@ from ..checkpoints.operations import Combination, LowRankUpdate
 from ..checkpoints.source import Source
 from ..jobs.errors import BadInputError
 from ..mapping.blocks import Address
-from .matching import BaseTensors, Matched, Pair
+from .base_tensors import BaseTensors
+from .matching import Matched, Pair
 from .peft_folder import PeftFolder
 
 

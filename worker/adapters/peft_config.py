@@ -13,6 +13,7 @@ from ..checkpoints.hf_folder import read_json_object
 from ..jobs.errors import BadInputError
 
 ADAPTER_CONFIG = "adapter_config.json"
+_ALL_LINEAR = "all-linear"
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -91,9 +92,18 @@ class PeftConfig(BaseModel):
         rank = self.rank(module)
         return alpha / (sqrt(rank) if self.use_rslora else rank)
 
+    @property
+    def targets_all_linear(self) -> bool:
+        """Whether the targets are whatever is linear in the model, which PEFT looks up there."""
+        return isinstance(self.target_modules, str) and self.target_modules.lower() == _ALL_LINEAR
+
+    def leaves_out(self, module: str) -> bool:
+        """Whether the module gets no factors, target or not."""
+        return _matches(self.exclude_modules, module) or self._shuts_out(module)
+
     def targets(self, module: str) -> bool:
-        """Whether PEFT gives the module factors: its `check_target_module_exists`."""
-        if _matches(self.exclude_modules, module) or self._shuts_out(module):
+        """Whether PEFT gives the module factors by its name: its `check_target_module_exists`."""
+        if self.leaves_out(module):
             return False
         if isinstance(self.target_modules, str):
             return _matches(self.target_modules, module)
