@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tests import quantized_folders
@@ -88,6 +89,20 @@ def test_what_an_adapter_does_not_touch_is_copied(base: Path, tmp_path: Path) ->
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     for name, norm in manifest["touched"].items():
         assert norm == pytest.approx(float((after[name] - before[name]).norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["dora", "dora embedding", "saved modules", "head", "embedding"])
+def test_every_touched_tensor_has_the_norm_of_its_change(base: Path, tmp_path: Path, variant: str) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", **VARIANTS[variant])
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    before, after = tensors(base), tensors(tmp_path / "out")
+    touched = json.loads((tmp_path / "out" / "manifest.json").read_text())["touched"]
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {name for name, norm in touched.items() if norm} == changed
+    for name, norm in touched.items():
+        assert norm == pytest.approx(float((after[name].double() - before[name].double()).norm()), rel=1e-4, abs=1e-5)
 
 
 def case(name: str, folder: Path, **config: object) -> Path:
@@ -452,6 +467,59 @@ def test_a_merge_that_changes_nothing_fails(base: Path, tmp_path: Path, adapter:
     rewrite(adapter, lambda found: [found[name].zero_() for name in found if "lora_B" in name] and None)
 
     with pytest.raises(BadInputError, match="nothing to add"):
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    assert not (tmp_path / "out").exists()
+
+
+UNCHANGED: dict[str, tuple[dict[str, Any], float]] = {
+    "zero B": ({"target_modules": ["q_proj"], "init_lora_weights": True}, 1.0),
+    "untrained DoRA": ({"target_modules": ["q_proj"], "use_dora": True, "init_lora_weights": True}, 1.0),
+    "modules saved as they were": (
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "init_lora_weights": True},
+        1.0,
+    ),
+    "weight 0": ({"target_modules": ["q_proj"], "init_lora_weights": False}, 0.0),
+    "alpha 0": ({"target_modules": ["q_proj"], "init_lora_weights": False, "lora_alpha": 0}, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_adapter_as_it_was_before_training_is_no_merge(
+    base: Path, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    fields, weight = UNCHANGED[name]
+    of = base if dtype == torch.float32 else in_bf16(base, tmp_path / "bf16")
+    get_peft_model(load(of), LoraConfig(r=4, **fields)).save_pretrained(tmp_path / "adapter")
+    use = AdapterUse(path=str(tmp_path / "adapter"), weight=weight)
+
+    with pytest.raises(BadInputError, match="nothing to add"):
+        do(spec(of, tmp_path / "out", adapters=(use,)), NOWHERE)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_rounding_takes_away_is_no_merge(base: Path, tmp_path: Path) -> None:
+    rounded = in_bf16(base, tmp_path / "bf16")
+    adapter = write_adapter(rounded, tmp_path / "adapter", target_modules=["q_proj"], lora_alpha=1e-6)
+
+    with pytest.raises(BadInputError, match="nothing to add"):
+        do(spec(rounded, tmp_path / "out", adapter), NOWHERE)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "magnitude", "lm_head"])
+def test_an_adapter_that_diverged_is_refused(base: Path, tmp_path: Path, part: str) -> None:
+    fields = {"target_modules": ["q_proj"], "use_dora": part == "magnitude"}
+    adapter = write_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"], **fields)
+
+    def spoil(found: dict[str, torch.Tensor]) -> None:
+        name = next(name for name in found if part in name)
+        found[name].view(-1)[-1] = float("nan")
+
+    rewrite(adapter, spoil)
+
+    with pytest.raises(BadInputError, match="a change that is not finite"):
         do(spec(base, tmp_path / "out", adapter), NOWHERE)
 
     assert not (tmp_path / "out").exists()

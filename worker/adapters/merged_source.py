@@ -92,6 +92,10 @@ class MergedSource:
         if name in self.replaced:
             folder, own = self.replaced[name]
             return _as(folder, own, self.tensors[name]).rows(own, index, start, rows)
+        return self.rows_before(name, index, start, rows)
+
+    def rows_before(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
+        """The same rows of the base, in the same dtype."""
         return self.base.plain.rows(self._origin(name), index, start, rows)
 
     def update(self, address: Address) -> Computed:

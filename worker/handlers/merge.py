@@ -3,24 +3,23 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..adapters.merged_source import Folding, MergedSource
-from ..checkpoints.extents import Operand
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import identities
-from ..checkpoints.operations import Combination, LowRankUpdate
+from ..checkpoints.operations import Combination
 from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.source import Source
 from ..engine.collection import uncollected
-from ..engine.computed import shared_operand
 from ..engine.convert import items_of, refuse_unequal
-from ..engine.low_rank import delta_norm
 from ..engine.parts import shard_bytes_for
-from ..engine.reading import SourceFiles, same_bytes
+from ..engine.reading import same_bytes
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import MergeSpec, replaces
+from ..jobs.state import Progress
 from ..mapping.blocks import Address, Block, Plan, Task
 from ..mapping.plan import plan_import
 from .context import JobContext, Prepared
@@ -29,6 +28,7 @@ from .hf_source import HFSource
 from .import_checkpoint import lay_out, model_config, sources_of
 from .merge_adapters import match_adapter
 from .merge_base import OpenedBase, open_base
+from .merge_changes import Norms, measured_norms, planned_norms, refuse_no_change
 
 
 def run(spec: MergeSpec, context: JobContext) -> Prepared:
@@ -37,7 +37,7 @@ def run(spec: MergeSpec, context: JobContext) -> Prepared:
     conversion = prepare(spec, context.locations)
     refuse_unequal(conversion.plan.must_be_equal, conversion.weights)
     late = model_config(conversion.model, spec.source, context) if spec.to == "megatron" else dict[str, bytes]
-    return carry_out(conversion, spec, context, started, late)
+    return carry_out(conversion, spec, context, started, late, partial(_late_norms, conversion, context))
 
 
 @uncollected()
@@ -53,7 +53,8 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
     left = tuple(dict.fromkeys(one for _, beside in found for one in beside))
     merged = MergedSource.of(opened.base, adapters, _folding(spec))
     _refuse_two_replacements(merged)
-    touched = _touched(merged)
+    touched = planned_norms(merged)
+    refuse_no_change(merged, touched)
     if merged.untied:
         opened = opened.untied()
     match spec.to:
@@ -63,6 +64,16 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
             conversion = _to_megatron(spec, source, target, opened, merged, touched)
     dropped = (*conversion.plan.dropped, *left)
     return replace(conversion, plan=replace(conversion.plan, dropped=dropped))
+
+
+def _late_norms(conversion: Conversion, context: JobContext) -> Mapping[str, float]:
+    """Of what DoRA scaled, and of tensors that were replaced."""
+    assert isinstance(conversion.weights, MergedSource)
+
+    def report(done: int, total: int) -> None:
+        context.report(Progress(phase="finalizing", done_bytes=done, total_bytes=total))
+
+    return measured_norms(conversion.weights, context.copy_processes, report)
 
 
 def _folding(spec: MergeSpec) -> Folding:
@@ -80,7 +91,7 @@ def _to_hf(
     target: Path,
     opened: OpenedBase,
     merged: MergedSource,
-    touched: Mapping[str, float | None],
+    touched: Norms,
 ) -> Conversion:
     plan = _as_it_is(merged)
     items = items_of(plan, merged)
@@ -123,7 +134,7 @@ def _to_megatron(
     target: Path,
     opened: OpenedBase,
     merged: MergedSource,
-    touched: Mapping[str, float | None],
+    touched: Norms,
 ) -> Conversion:
     plan = plan_import(opened.model, merged.tensors)
     hf = HFSource(model=opened.model, weights=merged, config_json=opened.config_json)
@@ -145,27 +156,6 @@ def _to_megatron(
     )
 
 
-def _touched(merged: MergedSource) -> dict[str, float | None]:
-    """What is changed, with the norm of what is added. BadInputError where that is nothing."""
-    files = SourceFiles()
-    try:
-        norms: dict[str, float | None] = {str(address): _norm(merged, address, files) for address in merged.updates}
-    finally:
-        files.close()
-    scaled = any(pair.factors.magnitude is not None for pairs in merged.updates.values() for pair in pairs)
-    if not any(norms.values()) and not merged.replaced and not scaled:
-        raise _changes_nothing()
-    return norms | dict.fromkeys(merged.replaced.keys() - norms.keys())
-
-
-def _norm(merged: MergedSource, address: Address, files: SourceFiles) -> float:
-    update = merged.update(address)
-    assert isinstance(update.operation, LowRankUpdate)
-    factors: tuple[Operand, ...] = update.operands[1:]
-    shared = tuple(shared_operand(operand, number, files.anew) for number, operand in enumerate(factors))
-    return float(f"{delta_norm(update.operation, shared):.6g}")
-
-
 def _refuse_two_replacements(merged: MergedSource) -> None:
     """Adapters of an embedding bring the base's own along, each the same."""
     for name, folder, own in merged.repeated:
@@ -178,13 +168,3 @@ def _refuse_two_replacements(merged: MergedSource) -> None:
                 expected="one",
                 next_step="Leave one of them out; tensors that are saved whole have no sum.",
             )
-
-
-def _changes_nothing() -> BadInputError:
-    return BadInputError(
-        "bad_tensor",
-        "the adapters of this merge",
-        found="nothing to add: every product of factors, times its scale and weight, is zero",
-        expected="a change of the base",
-        next_step="Check that the adapter was trained, and its alpha and weight; an untouched base is a copy.",
-    )
