@@ -184,6 +184,9 @@ def merge(
         Literal["total", "frequency"], typer.Option(help="How ties and dare_ties elect a sign.")
     ] = "total",
     svd_rank: Annotated[int | None, typer.Option(min=1, help="The rank that svd leaves.")] = None,
+    svd_clamp: Annotated[
+        float | None, typer.Option(min=0.5, max=1, help="The quantile of values that svd cuts larger ones to.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
     to: Annotated[Literal["hf", "megatron"], typer.Option(help="The format of DST.")] = "hf",
     rounding: Annotated[
@@ -219,6 +222,7 @@ def merge(
             density=density,
             majority_sign_method=majority_sign_method,
             svd_rank=svd_rank,
+            svd_clamp=svd_clamp,
             seed=seed,
             to=to,
             rounding=rounding,

@@ -1,6 +1,7 @@
 """Merges against PEFT's own, in fp64: LoRA in all its variants, several at once, into either format."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from tests import quantized_folders
@@ -212,6 +214,28 @@ def test_two_doras_are_pefts_and_what_the_unmerged_model_computes(base: Path, tm
         found = load(tmp_path / "out", torch.float64)(tokens).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     same(tensors(tmp_path / "out"), merged(model, ["a0", "a1"]))
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "patterns", "embedding", "saved modules"])
+def test_the_merged_model_computes_what_the_unmerged_one_does(base: Path, tmp_path: Path, variant: str) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", **VARIANTS[variant])
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        expected = adapted(base, [adapter])(tokens).logits
+        found = load(tmp_path / "out", torch.float64)(tokens).logits
+        untouched = load(base, torch.float64)(tokens).logits
+    # The merged weights are fp32's.
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert (found - untouched).norm() > 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("fields", [{"svd_clamp": 0.9}, {"svd_driver": "gesvd"}, {"combine": "svd", "svd_clamp": 0.2}])
+def test_what_svd_has_no_such_choice_for_is_refused(base: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="svd_"):
+        spec(base, tmp_path / "out", tmp_path / "adapter", **fields)
 
 
 COMBINED: dict[str, dict[str, Any]] = {
@@ -470,6 +494,44 @@ def test_a_merge_that_changes_nothing_fails(base: Path, tmp_path: Path, adapter:
         do(spec(base, tmp_path / "out", adapter), NOWHERE)
 
     assert not (tmp_path / "out").exists()
+
+
+def says_base(adapter: Path, name: str | None) -> None:
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(values | {"base_model_name_or_path": name}))
+
+
+def test_an_adapter_that_names_another_folder_is_refused(base: Path, tmp_path: Path, adapter: Path) -> None:
+    """By values; a copy of its base is as good as the base, and a name alone says nothing."""
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    says_base(adapter, str(other))
+    do(spec(base, tmp_path / "copy", adapter), NOWHERE)
+    save_file({name: tensor + 1 for name, tensor in tensors(base).items()}, other / "model.safetensors")
+
+    with pytest.raises(BadInputError, match=r"base_model_name_or_path .* a folder whose .* is another one"):
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    for number, name in enumerate(("org/name", None, str(base), str(tmp_path / "gone"))):
+        says_base(adapter, name)
+        do(spec(base, tmp_path / f"out{number}", adapter), NOWHERE)
+
+
+def test_a_manifest_that_names_another_model_is_believed(
+    base: Path, tmp_path: Path, adapter: Path, warm_model_configs: Path
+) -> None:
+    """As the base's source: a sibling's name with words added. What was merged has the names of what it was."""
+    tuned = base.rename(tmp_path / "Tiny-8B-Instruct")
+    do(ImportSpec(source=str(tuned), target=str(tmp_path / "mcore")), warm_model_configs)
+
+    for name in ("org/Tiny-8B", "org/Tiny-8B-Instruct-v2"):
+        says_base(adapter, name)
+        with pytest.raises(BadInputError, match=f"{name}.*another model than .*Tiny-8B-Instruct"):
+            do(spec(tmp_path / "mcore", tmp_path / "out", adapter), NOWHERE)
+
+    says_base(adapter, "unsloth/tiny-8b-instruct-bnb-4bit")
+    do(spec(tmp_path / "mcore", tmp_path / "Tiny-8B-Merged", adapter), NOWHERE)
+    do(spec(tmp_path / "Tiny-8B-Merged", tmp_path / "again", adapter), NOWHERE)
 
 
 UNCHANGED: dict[str, tuple[dict[str, Any], float]] = {

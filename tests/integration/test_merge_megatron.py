@@ -1,13 +1,14 @@
 """Megatron adapters merged: bit for bit what the same adapter in PEFT's format comes to, into either format."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.families.case import BY_NAME, write
 from tests.jobs_here import do
@@ -19,6 +20,7 @@ from worker.jobs.spec import AdapterExportSpec, AdapterImportSpec, AdapterUse, I
 
 NOWHERE = Path("/nowhere")
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+WEIGHTS = "model.safetensors"
 LAYERS = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 
@@ -40,7 +42,7 @@ def merge(base: Path, target: Path, *adapters: Path | AdapterUse, socket: Path =
     assert isinstance(done, Prepared)
     if fields.get("to") == "megatron":
         return read_tensors(target / "release")
-    return load_file(target / "model.safetensors")
+    return load_file(target / WEIGHTS)
 
 
 def export(adapter: Path, target: Path, base: Path) -> Path:
@@ -90,7 +92,7 @@ def test_a_megatron_adapter_is_merged_as_its_export(base: Path, tmp_path: Path, 
     ours = merge(base, tmp_path / "ours", adapter)
 
     identical(ours, merge(base, tmp_path / "theirs", export(adapter, tmp_path / "peft", base)))
-    assert any(not torch.equal(ours[name], before) for name, before in load_file(base / "model.safetensors").items())
+    assert any(not torch.equal(ours[name], before) for name, before in load_file(base / WEIGHTS).items())
     manifest = json.loads((tmp_path / "ours" / "manifest.json").read_text())
     assert len(manifest["touched"]) == (6 if kind == "canonical" else 14)
     assert str(adapter / "peft_config.json") in {source["path"] for source in manifest["source"]}
@@ -150,7 +152,7 @@ def test_experts_are_merged_as_their_export(tmp_path: Path, name: str, shared: b
     ours = merge(base, tmp_path / "ours", adapter)
 
     identical(ours, merge(base, tmp_path / "theirs", export(adapter, tmp_path / "peft", base)))
-    before = load_file(base / "model.safetensors")
+    before = load_file(base / WEIGHTS)
     changed = {key for key in ours if not torch.equal(ours[key], before[key])}
     assert changed == {key for key in ours if ".experts." in key}
 
@@ -177,7 +179,7 @@ def test_experts_of_a_smaller_rank_have_a_larger_scale(tmp_path: Path) -> None:
 
 def test_layers_of_multi_token_prediction_are_merged_too(tmp_path: Path) -> None:
     base = case("glm4-moe-mtp", tmp_path / "base")
-    before = load_file(base / "model.safetensors")
+    before = load_file(base / WEIGHTS)
     layer = json.loads((base / "config.json").read_text())["num_hidden_layers"]
     weight = before[f"model.layers.{layer}.self_attn.o_proj.weight"]
     key = "mtp.layers.0.transformer_layer.self_attention.linear_proj.adapter."
@@ -208,6 +210,30 @@ def test_megatron_and_peft_adapters_come_together(base: Path, tmp_path: Path) ->
 def test_a_folder_that_is_no_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"neither adapter_config\.json, nor latest_checkpointed"):
         merge(base, tmp_path / "out", base)
+
+
+def test_an_adapter_that_describes_another_model_is_refused(base: Path, tmp_path: Path) -> None:
+    """Other query groups put other rows of a fused layer into q, k and v."""
+    adapter = adapter_of("fused", tmp_path / "m")
+    config = json.loads((base / "config.json").read_text())
+    (adapter / "hf").mkdir()
+    (adapter / "hf" / "config.json").write_text(
+        json.dumps(config | {"num_attention_heads": 6, "num_key_value_heads": 1})
+    )
+
+    with pytest.raises(BadInputError, match="a description of another model than the base's"):
+        merge(base, tmp_path / "out", adapter)
+
+
+def test_an_adapter_imported_for_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    adapter = import_(write_adapter(other, tmp_path / "adapter", target_modules=ALL), tmp_path / "mcore", other)
+    merge(base, tmp_path / "copy", adapter)
+    save_file({name: t + 1 for name, t in load_file(base / WEIGHTS).items()}, other / WEIGHTS)
+
+    with pytest.raises(BadInputError, match="base_model_name_or_path"):
+        merge(base, tmp_path / "out", adapter)
 
 
 def test_what_belongs_to_nothing_is_refused(base: Path, tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ class Matched:
     replaced: Mapping[str, str]
     """Base tensors, and the adapter's tensors that take their place before any factors are added."""
 
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Base tensors, in order."""
+        updated = (address.name for address in (*self.pairs, *self.biases))
+        return tuple(dict.fromkeys((*updated, *self.replaced)))
+
 
 def match(folder: PeftFolder, base: BaseTensors) -> Matched:
     """BadInputError for a tensor that belongs to nothing, a shape of another base, or factors that are missing."""

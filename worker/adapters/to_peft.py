@@ -35,9 +35,10 @@ def peft_tensors(adapter: McoreAdapter, weights: TorchDistFolder) -> PeftTensors
     return PeftTensors(plan=Plan(tasks=tuple(tasks), dropped=adapter.left), ranks=ranks)
 
 
-def peft_config(config: McoreAdapterConfig, ranks: Mapping[str, int]) -> PeftConfig:
-    """What PEFT calls such an adapter. It names no targets: `find_factors` has seen to it that none lacks factors."""
+def peft_config(config: McoreAdapterConfig, ranks: Mapping[str, int], base: str | None) -> PeftConfig:
+    """What PEFT calls such an adapter of `base`. It names no targets: `find_factors` saw that none lacks factors."""
     return PeftConfig(
+        base_model_name_or_path=base,
         r=config.dim,
         lora_alpha=config.alpha,
         use_dora=config.type == "dora",

@@ -29,6 +29,7 @@ from .import_checkpoint import lay_out, model_config, sources_of
 from .merge_adapters import match_adapter
 from .merge_base import OpenedBase, open_base
 from .merge_changes import Norms, measured_norms, planned_norms, refuse_no_change
+from .other_base import refuse_other_base
 
 
 def run(spec: MergeSpec, context: JobContext) -> Prepared:
@@ -49,6 +50,8 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
     refuse_inside(source, target)
     opened = open_base(source, spec, locations)
     found = [match_adapter(locations.resolve_source(adapter.path), opened) for adapter in spec.adapters]
+    for matched, _ in found:
+        refuse_other_base(matched, source, opened.base, locations)
     adapters = [(matched, use.weight) for (matched, _), use in zip(found, spec.adapters, strict=True)]
     left = tuple(dict.fromkeys(one for _, beside in found for one in beside))
     merged = MergedSource.of(opened.base, adapters, _folding(spec))
@@ -81,7 +84,9 @@ def _folding(spec: MergeSpec) -> Folding:
     if spec.combine == "sequential":
         return Folding(combination=None, stepwise=stepwise)
     method = spec.combine if len(spec.adapters) > 1 else "linear"  # as PEFT does
-    how = Combination(method, spec.density or 1.0, spec.majority_sign_method, spec.svd_rank, (spec.seed,))
+    how = Combination(
+        method, spec.density or 1.0, spec.majority_sign_method, spec.svd_rank, spec.svd_clamp, (spec.seed,)
+    )
     return Folding(combination=how, stepwise=stepwise)
 
 

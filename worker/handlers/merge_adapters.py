@@ -6,12 +6,18 @@ from ..adapters.matching import Matched, match
 from ..adapters.peft_config import ADAPTER_CONFIG
 from ..adapters.peft_folder import PeftFolder
 from ..adapters.to_peft import peft_config, peft_tensors
-from ..checkpoints.iterations import TRACKER
+from ..checkpoints.hf_folder import CONFIG
+from ..checkpoints.iterations import TRACKER, iteration_folder
 from ..checkpoints.torch_dist import METADATA
 from ..engine.convert import items_of
 from ..engine.item_source import ItemSource
 from ..jobs.errors import BadInputError
+from ..mapping.bindings import Model
 from ..mapping.blocks import Left
+from ..mapping.checkpoint_values import refuse_contradiction
+from .adapter_base import HF, name_left_beside
+from .config import read_model
+from .described import values_of_run
 from .mcore_adapter import open_mcore_adapter
 from .merge_base import OpenedBase
 
@@ -30,16 +36,33 @@ def match_adapter(path: Path, opened: OpenedBase) -> tuple[Matched, tuple[Left, 
 
 def _matched_megatron(path: Path, opened: OpenedBase) -> tuple[Matched, tuple[Left, ...]]:
     """Through its tensors under PEFT's names, which are rows of its own."""
+    _refuse_other_sizes(path, opened.model)
     found = open_mcore_adapter(path, opened.model)
     tensors = peft_tensors(found.adapter, found.weights)
     index = found.weights.files_of(())
     folder = PeftFolder.of(
         path,
-        peft_config(found.read.config, tensors.ranks),
+        peft_config(found.read.config, tensors.ranks, name_left_beside(path)),
         found.read.path,
         ItemSource.of(items_of(tensors.plan, found.weights), index),
     )
     return match(folder, opened.base.known), tensors.plan.dropped
+
+
+def _refuse_other_sizes(path: Path, model: Model) -> None:
+    """BadInputError where the adapter's own description is of another model: shapes alone do not tell rows apart."""
+    beside = path / HF
+    values = [values_of_run(iteration_folder(path)), read_model(beside).mcore if (beside / CONFIG).exists() else None]
+    try:
+        refuse_contradiction(model, [record for record in values if record is not None])
+    except BadInputError as error:
+        raise BadInputError(
+            "bad_config",
+            f"adapter {path}",
+            found=f"a description of another model than the base's: {error.info.found}",
+            expected=error.info.thing,
+            next_step="Merge it into the base it was trained on.",
+        ) from error
 
 
 def _no_adapter(path: Path) -> BadInputError:
