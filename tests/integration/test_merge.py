@@ -570,6 +570,15 @@ def test_what_rounding_takes_away_is_no_merge(base: Path, tmp_path: Path) -> Non
         do(spec(rounded, tmp_path / "out", adapter), NOWHERE)
 
 
+@pytest.mark.parametrize("alpha", [1e42, float("inf"), float("nan")])
+def test_an_alpha_beyond_fp32_is_refused(base: Path, tmp_path: Path, adapter: Path, alpha: float) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+
+    with pytest.raises(BadInputError, match="a change that is not finite"):
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+
 @pytest.mark.parametrize("part", ["lora_A", "lora_B", "magnitude", "lm_head"])
 def test_an_adapter_that_diverged_is_refused(base: Path, tmp_path: Path, part: str) -> None:
     fields = {"target_modules": ["q_proj"], "use_dora": part == "magnitude"}

@@ -240,11 +240,13 @@ def test_what_belongs_to_nothing_is_refused(base: Path, tmp_path: Path) -> None:
     whole = fused(3)
     config = {"dim": 3, "alpha": 3, "target_modules": LAYERS}
     spare = {"decoder.layers.mlp.linear_fc3.adapter.linear_in.weight": torch.randn(2, 3, 48)}
+    three = {name: torch.cat([t, t[:1]]) for name, t in whole.items()}
     few = {name: t for name, t in whole.items() if "linear_fc2" not in name}
     for number, (tensors, changes, says) in enumerate(
         (
             ({**whole, **spare}, {}, "linear_fc3.*no layer for it"),
             (few, {}, "linear_fc2.*no tensor"),
+            (three, {}, r"of shape \[3, 3, 48\], while the base has a stack of \[2\]"),
             (whole, {"dim": 4}, "rank 3.*expected dim 4"),
             (whole, {"type": "dora"}, "magnitude"),
             (whole, {"alpha": 0}, "nothing to add"),

@@ -100,7 +100,7 @@ class _Finding:
             if factors:
                 yield AdaptedLinear(layer=layer, factors=factors)
             elif wanted and not layer.is_mtp:
-                raise self._missing(layer, f"no tensor {adapter_name(layer.module, '', LINEAR_IN)!r}")
+                raise self._missing(layer, self._absence(layer, ""))
 
     def left(self, base: frozenset[str]) -> Iterator[Left]:
         """What is no factor of any layer."""
@@ -125,7 +125,7 @@ class _Finding:
             if found is not None:
                 yield component, found
             elif expected and not layer.is_mtp:
-                raise self._missing(layer, f"no tensor {adapter_name(layer.module, component, LINEAR_IN)!r}")
+                raise self._missing(layer, self._absence(layer, component))
 
     def _expects(self, layer: Linear, component: str) -> bool:
         if self.config.type == "canonical_lora" and layer.components:
@@ -187,6 +187,13 @@ class _Finding:
             expected=expected,
             next_step="Check that the adapter, its config and its base belong together.",
         )
+
+    def _absence(self, layer: Linear, component: str) -> str:
+        name = adapter_name(layer.module, component, LINEAR_IN)
+        tensor = self.weights.tensors.get(name)
+        if tensor is None:
+            return f"no tensor {name!r}"
+        return f"tensor {name!r} of shape {list(tensor.shape)}, while the base has a stack of {list(layer.stack)}"
 
     def _missing(self, layer: Linear, found: str) -> BadInputError:
         return BadInputError(

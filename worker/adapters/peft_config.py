@@ -82,6 +82,18 @@ class PeftConfig(BaseModel):
     def _no_pattern(cls, value: object) -> object:
         return {} if value is None else value
 
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _expression(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        _compiled([value] if isinstance(value, str) else ())
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern")
+    @classmethod
+    def _expressions[T: (dict[str, int], dict[str, float], tuple[str, ...] | str | None)](cls, value: T) -> T:
+        _compiled([value] if isinstance(value, str) else value or ())
+        return value
+
     def rank(self, module: str) -> int:
         """The rank of a module's factors."""
         return self.rank_pattern.get(_pattern_key(self.rank_pattern, module), self.r)
@@ -214,6 +226,15 @@ class _Refusals:
 def _pattern_key(patterns: Iterable[str], module: str) -> str:
     """PEFT's `get_pattern_key`: the first key that the module's name, or a dotted end of it, matches."""
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+
+
+def _compiled(expressions: Iterable[str]) -> None:
+    """ValueError where one is no regular expression; PEFT reads all of these as such."""
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(f"{expression!r} is no regular expression: {error}") from error
 
 
 def _matches(wanted: tuple[str, ...] | str | None, module: str) -> bool:
