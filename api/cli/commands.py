@@ -174,7 +174,8 @@ def merge(
     source: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, Hugging Face's or Megatron's.")],
     target: Target,
     adapter: Annotated[
-        list[str], typer.Option("--adapter", metavar="DIR[:WEIGHT]", help="A PEFT adapter; may be given again.")
+        list[str],
+        typer.Option("--adapter", metavar="DIR[:WEIGHT]", help="An adapter, PEFT's or Megatron's; may be given again."),
     ],
     combine: Annotated[
         Combine, typer.Option(help="How several adapters come together, under PEFT's names.")
@@ -186,6 +187,9 @@ def merge(
         Literal["total", "frequency"], typer.Option(help="How ties and dare_ties elect a sign.")
     ] = "total",
     svd_rank: Annotated[int | None, typer.Option(min=1, help="The rank that svd leaves.")] = None,
+    svd_clamp: Annotated[
+        float | None, typer.Option(min=0.5, max=1, help="The quantile of values that svd cuts larger ones to.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
     to: Annotated[Literal["hf", "megatron"], typer.Option(help="The format of DST.")] = "hf",
     rounding: Annotated[
@@ -221,6 +225,7 @@ def merge(
             density=density,
             majority_sign_method=majority_sign_method,
             svd_rank=svd_rank,
+            svd_clamp=svd_clamp,
             seed=seed,
             to=to,
             rounding=rounding,

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from tests.families.case import BY_NAME, Case, write
+from tests.families.case import BY_NAME, write
 from tests.jobs_here import do
 from tests.megatron_adapter import Tensors, deltas, fused, read_tensors, save, split
 from tests.peft_here import load, merged, write_adapter
@@ -26,8 +27,7 @@ TOKENS = torch.arange(48).reshape(2, 24)
 
 
 def case(name: str, folder: Path, **config: object) -> Path:
-    of = BY_NAME[name]
-    write(Case(name=name, model_type=of.model_type, config={**of.config, **config}), folder)
+    write(replace(BY_NAME[name], config={**BY_NAME[name].config, **config}), folder)
     return folder
 
 

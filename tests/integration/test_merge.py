@@ -1,12 +1,16 @@
 """Merges against PEFT's own, in fp64: LoRA in all its variants, several at once, into either format."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from tests import quantized_folders
@@ -89,10 +93,23 @@ def test_what_an_adapter_does_not_touch_is_copied(base: Path, tmp_path: Path) ->
         assert norm == pytest.approx(float((after[name] - before[name]).norm()), rel=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["dora", "dora embedding", "saved modules", "head", "embedding"])
+def test_every_touched_tensor_has_the_norm_of_its_change(base: Path, tmp_path: Path, variant: str) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", **VARIANTS[variant])
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    before, after = tensors(base), tensors(tmp_path / "out")
+    touched = json.loads((tmp_path / "out" / "manifest.json").read_text())["touched"]
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {name for name, norm in touched.items() if norm} == changed
+    for name, norm in touched.items():
+        assert norm == pytest.approx(float((after[name].double() - before[name].double()).norm()), rel=1e-4, abs=1e-5)
+
+
 def case(name: str, folder: Path, **config: object) -> Path:
     """A tiny random model of a family."""
-    of = BY_NAME[name]
-    write(Case(name=name, model_type=of.model_type, config={**of.config, **config}), folder)
+    write(replace(BY_NAME[name], config={**BY_NAME[name].config, **config}), folder)
     return folder
 
 
@@ -197,6 +214,28 @@ def test_two_doras_are_pefts_and_what_the_unmerged_model_computes(base: Path, tm
         found = load(tmp_path / "out", torch.float64)(tokens).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     same(tensors(tmp_path / "out"), merged(model, ["a0", "a1"]))
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "patterns", "embedding", "saved modules"])
+def test_the_merged_model_computes_what_the_unmerged_one_does(base: Path, tmp_path: Path, variant: str) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", **VARIANTS[variant])
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        expected = adapted(base, [adapter])(tokens).logits
+        found = load(tmp_path / "out", torch.float64)(tokens).logits
+        untouched = load(base, torch.float64)(tokens).logits
+    # The merged weights are fp32's.
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert (found - untouched).norm() > 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("fields", [{"svd_clamp": 0.9}, {"svd_driver": "gesvd"}, {"combine": "svd", "svd_clamp": 0.2}])
+def test_what_svd_has_no_such_choice_for_is_refused(base: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="svd_"):
+        spec(base, tmp_path / "out", tmp_path / "adapter", **fields)
 
 
 COMBINED: dict[str, dict[str, Any]] = {
@@ -422,6 +461,25 @@ def test_a_module_that_expects_factors_and_has_none_is_refused(base: Path, tmp_p
     assert refused.value.info.code == "missing_tensor"
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "nemotron-h"])
+def test_all_linear_means_all_that_peft_adapts(base: Path, tmp_path: Path, name: str) -> None:
+    """As its config says where it was written before PEFT looked the modules up."""
+    if name != "llama":
+        base = case(name, tmp_path / name)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"] if name == "nemotron-h" else "all-linear"
+    adapter = write_adapter(base, tmp_path / "adapter", target_modules=targets)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    excluded = {"exclude_modules": r".*\.(in_proj|out_proj|up_proj|down_proj)"} if name == "nemotron-h" else {}
+    (adapter / "adapter_config.json").write_text(json.dumps(config | excluded | {"target_modules": "all-linear"}))
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    lost = next(key for key in load_file(adapter / WEIGHTS) if "q_proj.lora_A" in key)
+    rewrite(adapter, lambda found: [found.pop(lost.replace("lora_A", f"lora_{x}")) for x in "AB"] and None)
+    with pytest.raises(BadInputError, match=r"q_proj\.weight.*nothing for it"):
+        do(spec(base, tmp_path / "again", adapter), NOWHERE)
+
+
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path, adapter: Path) -> None:
     write_llama(tmp_path / "other", layers=2, hidden=128)
 
@@ -433,6 +491,106 @@ def test_a_merge_that_changes_nothing_fails(base: Path, tmp_path: Path, adapter:
     rewrite(adapter, lambda found: [found[name].zero_() for name in found if "lora_B" in name] and None)
 
     with pytest.raises(BadInputError, match="nothing to add"):
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    assert not (tmp_path / "out").exists()
+
+
+def says_base(adapter: Path, name: str | None) -> None:
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(values | {"base_model_name_or_path": name}))
+
+
+def test_an_adapter_that_names_another_folder_is_refused(base: Path, tmp_path: Path, adapter: Path) -> None:
+    """By values; a copy of its base is as good as the base, and a name alone says nothing."""
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    says_base(adapter, str(other))
+    do(spec(base, tmp_path / "copy", adapter), NOWHERE)
+    save_file({name: tensor + 1 for name, tensor in tensors(base).items()}, other / "model.safetensors")
+
+    with pytest.raises(BadInputError, match=r"base_model_name_or_path .* a folder whose .* is another one"):
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    for number, name in enumerate(("org/name", None, str(base), str(tmp_path / "gone"))):
+        says_base(adapter, name)
+        do(spec(base, tmp_path / f"out{number}", adapter), NOWHERE)
+
+
+def test_a_manifest_that_names_another_model_is_believed(
+    base: Path, tmp_path: Path, adapter: Path, warm_model_configs: Path
+) -> None:
+    """As the base's source: a sibling's name with words added. What was merged has the names of what it was."""
+    tuned = base.rename(tmp_path / "Tiny-8B-Instruct")
+    do(ImportSpec(source=str(tuned), target=str(tmp_path / "mcore")), warm_model_configs)
+
+    for name in ("org/Tiny-8B", "org/Tiny-8B-Instruct-v2"):
+        says_base(adapter, name)
+        with pytest.raises(BadInputError, match=f"{name}.*another model than .*Tiny-8B-Instruct"):
+            do(spec(tmp_path / "mcore", tmp_path / "out", adapter), NOWHERE)
+
+    says_base(adapter, "unsloth/tiny-8b-instruct-bnb-4bit")
+    do(spec(tmp_path / "mcore", tmp_path / "Tiny-8B-Merged", adapter), NOWHERE)
+    do(spec(tmp_path / "Tiny-8B-Merged", tmp_path / "again", adapter), NOWHERE)
+
+
+UNCHANGED: dict[str, tuple[dict[str, Any], float]] = {
+    "zero B": ({"target_modules": ["q_proj"], "init_lora_weights": True}, 1.0),
+    "untrained DoRA": ({"target_modules": ["q_proj"], "use_dora": True, "init_lora_weights": True}, 1.0),
+    "modules saved as they were": (
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "init_lora_weights": True},
+        1.0,
+    ),
+    "weight 0": ({"target_modules": ["q_proj"], "init_lora_weights": False}, 0.0),
+    "alpha 0": ({"target_modules": ["q_proj"], "init_lora_weights": False, "lora_alpha": 0}, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_adapter_as_it_was_before_training_is_no_merge(
+    base: Path, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    fields, weight = UNCHANGED[name]
+    of = base if dtype == torch.float32 else in_bf16(base, tmp_path / "bf16")
+    get_peft_model(load(of), LoraConfig(r=4, **fields)).save_pretrained(tmp_path / "adapter")
+    use = AdapterUse(path=str(tmp_path / "adapter"), weight=weight)
+
+    with pytest.raises(BadInputError, match="nothing to add"):
+        do(spec(of, tmp_path / "out", adapters=(use,)), NOWHERE)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_rounding_takes_away_is_no_merge(base: Path, tmp_path: Path) -> None:
+    rounded = in_bf16(base, tmp_path / "bf16")
+    adapter = write_adapter(rounded, tmp_path / "adapter", target_modules=["q_proj"], lora_alpha=1e-6)
+
+    with pytest.raises(BadInputError, match="nothing to add"):
+        do(spec(rounded, tmp_path / "out", adapter), NOWHERE)
+
+
+@pytest.mark.parametrize("alpha", [1e42, float("inf"), float("nan")])
+def test_an_alpha_beyond_fp32_is_refused(base: Path, tmp_path: Path, adapter: Path, alpha: float) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+
+    with pytest.raises(BadInputError, match="a change that is not finite"):
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "magnitude", "lm_head"])
+def test_an_adapter_that_diverged_is_refused(base: Path, tmp_path: Path, part: str) -> None:
+    fields = {"target_modules": ["q_proj"], "use_dora": part == "magnitude"}
+    adapter = write_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"], **fields)
+
+    def spoil(found: dict[str, torch.Tensor]) -> None:
+        name = next(name for name in found if part in name)
+        found[name].view(-1)[-1] = float("nan")
+
+    rewrite(adapter, spoil)
+
+    with pytest.raises(BadInputError, match="a change that is not finite"):
         do(spec(base, tmp_path / "out", adapter), NOWHERE)
 
     assert not (tmp_path / "out").exists()

@@ -197,3 +197,16 @@ def test_dare_drops_by_chance_and_scales_up_what_stays(method: str) -> None:
 
     assert set(np.unique(mixed)) == {0.0, 4.0}
     assert mixed.mean() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("quantile", [0.8, 1.0])
+def test_a_clamp_cuts_as_peft_does(quantile: float) -> None:
+    """By PEFT's own formula on the same factors: singular vectors' signs, which it depends on, are nobody's choice."""
+    factors = [(0.7, random(4, 30).numpy(), random(20, 4).numpy()) for _ in range(2)]
+    b, a = (torch.from_numpy(part.copy()) for part in combined(Combination("svd"), factors))
+
+    found = combined(Combination("svd", svd_clamp=quantile), factors)
+
+    most = torch.quantile(torch.cat([b.flatten(), a.flatten()]), quantile)
+    for ours, theirs in zip(found, (b, a), strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs.clamp(-most, most))

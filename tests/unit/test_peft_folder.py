@@ -44,6 +44,23 @@ def test_every_field_of_pefts_config_is_known() -> None:
     assert {field.name for field in dataclasses.fields(LoraConfig)} <= known
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": "(["},
+        {"exclude_modules": "*a"},
+        {"rank_pattern": {"([": 2}},
+        {"alpha_pattern": {"([": 2}},
+        {"modules_to_save": ["(["]},
+        {"layers_pattern": "(["},
+    ],
+    ids=str,
+)
+def test_what_is_no_expression_is_refused_by_its_field(fields: dict[str, Any]) -> None:
+    with pytest.raises(BadInputError, match=f"{next(iter(fields))}.*no regular expression"):
+        parse_peft_config({**as_saved(), **fields}, "test")
+
+
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(BadInputError, match="lora_twist: found an unknown field with value 3"):
         parse_peft_config({**as_saved(), "lora_twist": 3}, "test")

@@ -7,7 +7,7 @@ from ..checkpoints.extents import StoredTensor
 from ..mapping.bindings import Binding, Model, bindings
 from ..mapping.blocks import Address
 from ..mapping.layouts import RowBlock
-from .matching import BaseTensors
+from .base_tensors import BaseTensors
 
 _WEIGHT = ".weight"
 _EMBEDDING = "embedding."
@@ -51,7 +51,7 @@ class Linear:
     @property
     def is_expert(self) -> bool:
         """The last axis of its stack is that of the experts."""
-        return _EXPERTS in f"{self.module}."
+        return ".experts." in self.module
 
     @property
     def is_mtp(self) -> bool:

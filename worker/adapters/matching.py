@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..checkpoints.extents import Literal, Operand, Permuted, StoredTensor
+from ..checkpoints.extents import Literal, Operand, Permuted
 from ..checkpoints.operations import Factors
 from ..jobs.errors import BadInputError
 from ..mapping.blocks import Address
+from .base_tensors import BaseTensors
+from .completeness import Completeness
 from .peft_folder import PREFIX, LoraModule, PeftFolder
 
 _FUSED: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -18,34 +20,6 @@ _FUSED: dict[str, tuple[tuple[str, ...], ...]] = {
 
 _ONE = (Literal(b"\x00\x00\x80\x3f"),)
 """1.0 in fp32."""
-
-_OLDER_NAMES = ((".mlp.", ".block_sparse_moe."),)
-"""How transformers 5 calls modules, and how checkpoints do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseTensors:
-    """What there is to be adapted."""
-
-    tensors: Mapping[str, StoredTensor]
-    tied: tuple[str, str] | None
-    """(output layer, embedding), where one tensor, under the embedding's name, is both."""
-    turned_experts: bool
-    """A stack of experts is [experts, in, out]."""
-    layers: int
-    """Those that HF loads; what lies beyond (multi-token prediction) no adapter was ever given factors for."""
-
-    def is_loaded(self, name: str) -> bool:
-        """Whether HF's model has the tensor."""
-        layer = re.search(r"\.layers\.(\d+)\.", name)
-        return layer is None or int(layer[1]) < self.layers
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Of a tensor, also of an output layer that is tied."""
-        if self.tied is not None and name == self.tied[0] and name not in self.tensors:
-            name = self.tied[1]
-        tensor = self.tensors.get(name)
-        return None if tensor is None else tensor.shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +41,20 @@ class Matched:
     replaced: Mapping[str, str]
     """Base tensors, and the adapter's tensors that take their place before any factors are added."""
 
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Base tensors, in order."""
+        updated = (address.name for address in (*self.pairs, *self.biases))
+        return tuple(dict.fromkeys((*updated, *self.replaced)))
+
 
 def match(folder: PeftFolder, base: BaseTensors) -> Matched:
     """BadInputError for a tensor that belongs to nothing, a shape of another base, or factors that are missing."""
     matching = _Matching(folder, base)
     for module in folder.modules:
         matching.add(module)
-    matching.refuse_missing()
+    adapted = frozenset(address.name for address in matching.pairs)
+    Completeness(folder=folder, base=base, adapted=adapted).refuse_missing()
     return Matched(folder=folder, pairs=matching.pairs, biases=matching.biases, replaced=dict(matching.replacements()))
 
 
@@ -86,22 +67,12 @@ class _Matching:
 
     def add(self, module: LoraModule) -> None:
         """Find what a module's factors are added to."""
-        weight = f"{self._stored(module.module)}.weight"
+        weight = f"{self.base.stored(module.module)}.weight"
         shape = self.base.shape(weight)
         if not module.nested and shape is not None and len(shape) == 2:
             self._add_matrix(module, weight, shape)
         else:
             self._add_parameter(module)
-
-    def _stored(self, module: str) -> str:
-        """A module's name in the checkpoint."""
-        if any(name.startswith(f"{module}.") for name in self.base.tensors):
-            return module
-        for now, older in _OLDER_NAMES:
-            renamed = module.replace(now, older)
-            if any(name.startswith(f"{renamed}.") for name in self.base.tensors):
-                return renamed
-        return module
 
     def _add_matrix(self, module: LoraModule, weight: str, shape: tuple[int, ...]) -> None:
         turned = module.embedding or self._turned(module, shape)
@@ -143,7 +114,7 @@ class _Matching:
         self._put(self.biases, Address(bias), module.bias, Pair(factors=factors, operands=operands))
 
     def _add_parameter(self, module: LoraModule) -> None:
-        stored = self._stored(module.module)
+        stored = self.base.stored(module.module)
         names = self._parameters(module.module, stored)
         depth = max(other.nested for other in self.folder.modules if other.module == module.module) + 1
         if len(names) != depth:
@@ -266,36 +237,6 @@ class _Matching:
         embedding = "embed" in module.rpartition(".")[2] or (self.base.tied is not None and name in self.base.tied)
         by_bias = leaf == "bias" and self.folder.config.bias in ("all", "lora_only")
         return self.folder.config.saves(module) or by_bias or embedding or module == "lm_head"
-
-    def refuse_missing(self) -> None:
-        """BadInputError where the config says that a tensor of the base is adapted, and the adapter has nothing."""
-        config = self.folder.config
-        adapted = {address.name for address in self.pairs}
-        for name, tensor in self.base.tensors.items():
-            if not self.base.is_loaded(name):
-                continue
-            module, _, leaf = name.rpartition(".")
-            as_loaded = module
-            for now, older in _OLDER_NAMES:
-                as_loaded = as_loaded.replace(older, now)
-            wanted = (
-                leaf == "weight" and len(tensor.shape) == 2 and (config.targets(module) or config.targets(as_loaded))
-            )
-            if (wanted or config.targets_parameter(name)) and name not in adapted:
-                raise self._missing(name, "factors, since its config targets it")
-            if config.saves(module) and name not in self.folder.replaced:
-                raise self._missing(name, "the tensor itself, since modules_to_save names it")
-            if leaf == "bias" and config.bias == "all" and name not in self.folder.replaced:
-                raise self._missing(name, "the tensor itself, since bias is 'all'")
-
-    def _missing(self, name: str, expected: str) -> BadInputError:
-        return BadInputError(
-            "missing_tensor",
-            f"adapter {self.folder.path}: base tensor {name!r}",
-            found="nothing for it in the adapter",
-            expected=expected,
-            next_step="Check that the adapter is whole; if it was never adapted, name it in exclude_modules.",
-        )
 
     def _other_base(self, module: LoraModule, name: str, found: tuple[int, ...], expected: list[int]) -> BadInputError:
         return self.folder.bad(

@@ -18,6 +18,7 @@ _NAME = re.compile(
     rf"(?P<part>{re.escape(LINEAR_IN)}|{re.escape(LINEAR_OUT)}|{MAGNITUDE})"
 )
 _STATE = re.compile(r"(^|\.)(optimizer|opt_param_scheduler|rng_state|rerun_state_machine_state)(\.|$)")
+_LATER = "multi-token prediction, which HF's model does not load"
 FLOATS = ("BF16", "F16", "F32")
 
 
@@ -46,6 +47,12 @@ class AdaptedLinear:
     layer: Linear
     factors: Mapping[str, McoreFactors]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its tensors."""
+        of = (address for one in self.factors.values() for address in (one.a, one.b, one.magnitude))
+        return tuple(address.name for address in of if address is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McoreAdapter:
@@ -53,7 +60,16 @@ class McoreAdapter:
 
     layers: tuple[AdaptedLinear, ...]
     left: tuple[Left, ...]
-    """Tensors that are no factors, and why they stay behind."""
+    """Tensors that have no part in what is made of the others, and why they stay behind."""
+
+    def as_hf_loads_it(self) -> "McoreAdapter":
+        """Without the layers of multi-token prediction."""
+        later = (adapted for adapted in self.layers if adapted.layer.is_mtp)
+        names = dict.fromkeys(name for adapted in later for name in adapted.names)
+        return McoreAdapter(
+            layers=tuple(adapted for adapted in self.layers if not adapted.layer.is_mtp),
+            left=(*self.left, *(Left(name=name, why=_LATER) for name in names)),
+        )
 
 
 def find_factors(
@@ -84,7 +100,7 @@ class _Finding:
             if factors:
                 yield AdaptedLinear(layer=layer, factors=factors)
             elif wanted and not layer.is_mtp:
-                raise self._missing(layer, f"no tensor {adapter_name(layer.module, '', LINEAR_IN)!r}")
+                raise self._missing(layer, self._absence(layer, ""))
 
     def left(self, base: frozenset[str]) -> Iterator[Left]:
         """What is no factor of any layer."""
@@ -109,7 +125,7 @@ class _Finding:
             if found is not None:
                 yield component, found
             elif expected and not layer.is_mtp:
-                raise self._missing(layer, f"no tensor {adapter_name(layer.module, component, LINEAR_IN)!r}")
+                raise self._missing(layer, self._absence(layer, component))
 
     def _expects(self, layer: Linear, component: str) -> bool:
         if self.config.type == "canonical_lora" and layer.components:
@@ -171,6 +187,13 @@ class _Finding:
             expected=expected,
             next_step="Check that the adapter, its config and its base belong together.",
         )
+
+    def _absence(self, layer: Linear, component: str) -> str:
+        name = adapter_name(layer.module, component, LINEAR_IN)
+        tensor = self.weights.tensors.get(name)
+        if tensor is None:
+            return f"no tensor {name!r}"
+        return f"tensor {name!r} of shape {list(tensor.shape)}, while the base has a stack of {list(layer.stack)}"
 
     def _missing(self, layer: Linear, found: str) -> BadInputError:
         return BadInputError(

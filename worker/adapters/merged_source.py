@@ -14,7 +14,8 @@ from ..checkpoints.operations import Combination, LowRankUpdate
 from ..checkpoints.source import Source
 from ..jobs.errors import BadInputError
 from ..mapping.blocks import Address
-from .matching import BaseTensors, Matched, Pair
+from .base_tensors import BaseTensors
+from .matching import Matched, Pair
 from .peft_folder import PeftFolder
 
 
@@ -71,7 +72,7 @@ class MergedSource:
             touched=frozenset(names),
             replaced=replaced,
             repeated=repeated,
-            adapters=tuple(path for matched, _ in adapters for path in _files(matched.folder)),
+            adapters=tuple(path for matched, _ in adapters for path in matched.folder.files),
             untied=untied,
         )
 
@@ -91,6 +92,10 @@ class MergedSource:
         if name in self.replaced:
             folder, own = self.replaced[name]
             return _as(folder, own, self.tensors[name]).rows(own, index, start, rows)
+        return self.rows_before(name, index, start, rows)
+
+    def rows_before(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
+        """The same rows of the base, in the same dtype."""
         return self.base.plain.rows(self._origin(name), index, start, rows)
 
     def update(self, address: Address) -> Computed:
@@ -200,10 +205,6 @@ def _unmixable(thing: str, found: str) -> BadInputError:
         expected="adapters that have a sum",
         next_step="Merge it alone, or one after the other with combine `sequential`.",
     )
-
-
-def _files(folder: PeftFolder) -> tuple[Path, ...]:
-    return folder.weights.files_of(folder.weights.tensors)
 
 
 def _as(folder: PeftFolder, own: str, written: StoredTensor) -> Source:

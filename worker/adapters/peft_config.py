@@ -13,6 +13,7 @@ from ..checkpoints.hf_folder import read_json_object
 from ..jobs.errors import BadInputError
 
 ADAPTER_CONFIG = "adapter_config.json"
+_ALL_LINEAR = "all-linear"
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -81,6 +82,18 @@ class PeftConfig(BaseModel):
     def _no_pattern(cls, value: object) -> object:
         return {} if value is None else value
 
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _expression(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        _compiled([value] if isinstance(value, str) else ())
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern")
+    @classmethod
+    def _expressions[T: (dict[str, int], dict[str, float], tuple[str, ...] | str | None)](cls, value: T) -> T:
+        _compiled([value] if isinstance(value, str) else value or ())
+        return value
+
     def rank(self, module: str) -> int:
         """The rank of a module's factors."""
         return self.rank_pattern.get(_pattern_key(self.rank_pattern, module), self.r)
@@ -91,9 +104,18 @@ class PeftConfig(BaseModel):
         rank = self.rank(module)
         return alpha / (sqrt(rank) if self.use_rslora else rank)
 
+    @property
+    def targets_all_linear(self) -> bool:
+        """Whether the targets are whatever is linear in the model, which PEFT looks up there."""
+        return isinstance(self.target_modules, str) and self.target_modules.lower() == _ALL_LINEAR
+
+    def leaves_out(self, module: str) -> bool:
+        """Whether the module gets no factors, target or not."""
+        return _matches(self.exclude_modules, module) or self._shuts_out(module)
+
     def targets(self, module: str) -> bool:
-        """Whether PEFT gives the module factors: its `check_target_module_exists`."""
-        if _matches(self.exclude_modules, module) or self._shuts_out(module):
+        """Whether PEFT gives the module factors by its name: its `check_target_module_exists`."""
+        if self.leaves_out(module):
             return False
         if isinstance(self.target_modules, str):
             return _matches(self.target_modules, module)
@@ -204,6 +226,15 @@ class _Refusals:
 def _pattern_key(patterns: Iterable[str], module: str) -> str:
     """PEFT's `get_pattern_key`: the first key that the module's name, or a dotted end of it, matches."""
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+
+
+def _compiled(expressions: Iterable[str]) -> None:
+    """ValueError where one is no regular expression; PEFT reads all of these as such."""
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(f"{expression!r} is no regular expression: {error}") from error
 
 
 def _matches(wanted: tuple[str, ...] | str | None, module: str) -> bool:

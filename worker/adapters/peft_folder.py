@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..checkpoints.extents import StoredTensor
 from ..checkpoints.safetensors_folder import SafetensorsFolder
+from ..checkpoints.source import Source
 from ..jobs.errors import BadInputError
-from .peft_config import PeftConfig, read_peft_config
+from .peft_config import ADAPTER_CONFIG, PeftConfig, read_peft_config
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -54,11 +55,13 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeftFolder:
-    """An adapter as it lies on the disk; nothing but headers is read."""
+    """An adapter as it lies on the disk, or as it would lie there; nothing but headers is read."""
 
     path: Path
     config: PeftConfig
-    weights: SafetensorsFolder
+    described_by: Path
+    """The file that the config was read from."""
+    weights: Source
     modules: tuple[LoraModule, ...]
     replaced: Mapping[str, str]
     """Base tensors that the adapter holds whole (saved modules, biases, resized embeddings), and their names here."""
@@ -66,15 +69,30 @@ class PeftFolder:
     @classmethod
     def open(cls, path: Path) -> "PeftFolder":
         """BadInputError where the config is not understood, a tensor's name is not, or a factor has no partner."""
-        config = read_peft_config(path)
-        weights = SafetensorsFolder.of_file(_weights(path))
+        return cls.of(path, read_peft_config(path), path / ADAPTER_CONFIG, SafetensorsFolder.of_file(_weights(path)))
+
+    @classmethod
+    def of(cls, path: Path, config: PeftConfig, described_by: Path, weights: Source) -> "PeftFolder":
+        """The same of tensors under PEFT's names, wherever they lie."""
         found = _Found(path)
         for name in weights.tensors:
             found.sort(name)
         modules = tuple(found.modules())
-        folder = cls(path=path, config=config, weights=weights, modules=modules, replaced=found.replaced)
+        folder = cls(
+            path=path,
+            config=config,
+            described_by=described_by,
+            weights=weights,
+            modules=modules,
+            replaced=found.replaced,
+        )
         folder._check()
         return folder
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it is read from."""
+        return (self.described_by, *self.weights.files_of(self.weights.tensors))
 
     def tensor(self, name: str) -> StoredTensor:
         """A tensor's header."""

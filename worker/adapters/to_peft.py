@@ -1,16 +1,17 @@
 """A Megatron adapter as PEFT's tensors: A is shared by what a layer fuses, B and magnitudes are taken apart by rows."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..checkpoints.torch_dist import TorchDistFolder
 from ..jobs.errors import BadInputError
-from ..mapping.blocks import Address, Block, Left, Plan, Task
+from ..mapping.blocks import Address, Block, Plan, Task
 from .linears import Linear
+from .mcore_config import McoreAdapterConfig
 from .mcore_folder import AdaptedLinear, McoreAdapter, McoreFactors
+from .peft_config import PeftConfig
 from .peft_folder import PREFIX
-
-_LATER = "multi-token prediction, which HF's model does not load"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +26,36 @@ def peft_tensors(adapter: McoreAdapter, weights: TorchDistFolder) -> PeftTensors
     """Tasks in HF's order of modules. BadInputError where a magnitude's rows cannot be told apart."""
     tasks: list[Task] = []
     ranks: dict[str, int] = {}
-    left = list(adapter.left)
     for adapted in adapter.layers:
-        if adapted.layer.is_mtp:
-            left += (Left(name=name, why=_LATER) for name in _names(adapted))
-            continue
         for piece, factors, blocks in _split(adapted):
             module = adapted.layer.pieces[piece].module
             ranks[module] = factors.rank
             tasks += _tasks(weights, f"{PREFIX}{module}", factors, blocks, adapted.layer, piece)
     tasks.sort(key=_order)
-    return PeftTensors(plan=Plan(tasks=tuple(tasks), dropped=tuple(dict.fromkeys(left))), ranks=ranks)
+    return PeftTensors(plan=Plan(tasks=tuple(tasks), dropped=adapter.left), ranks=ranks)
+
+
+def peft_config(config: McoreAdapterConfig, ranks: Mapping[str, int], base: str | None) -> PeftConfig:
+    """What PEFT calls such an adapter of `base`. It names no targets: `find_factors` saw that none lacks factors."""
+    return PeftConfig(
+        base_model_name_or_path=base,
+        r=config.dim,
+        lora_alpha=config.alpha,
+        use_dora=config.type == "dora",
+        rank_pattern=_rank_pattern(config.dim, ranks),
+    )
+
+
+def _rank_pattern(rank: int, ranks: Mapping[str, int]) -> dict[str, int]:
+    """One key for all modules that differ in their numbers alone, as experts do, where their rank is the same."""
+    by_kind: dict[str, dict[str, int]] = {}
+    for module, own in ranks.items():
+        by_kind.setdefault(re.sub(r"\d+", r"\\d+", re.escape(module)), {})[module] = own
+    found: dict[str, int] = {}
+    for kind, modules in by_kind.items():
+        alike = len(set(modules.values())) == 1
+        found |= {kind: next(iter(modules.values()))} if alike else {re.escape(name): r for name, r in modules.items()}
+    return {key: own for key, own in found.items() if own != rank}
 
 
 def _split(adapted: AdaptedLinear) -> Iterator[tuple[int, McoreFactors, list[tuple[int, int]]]]:
@@ -103,11 +123,6 @@ def _by_rank(weights: TorchDistFolder, magnitude: Address, layer: Linear, piece:
 def _task(weights: TorchDistFolder, name: str, shape: tuple[int, ...], blocks: tuple[Block, ...]) -> Task:
     dtype = weights.tensors[blocks[0].source.name].dtype
     return Task(target=Address(name), dtype=dtype, shape=shape, blocks=blocks)
-
-
-def _names(adapted: AdaptedLinear) -> Iterator[str]:
-    for factors in adapted.factors.values():
-        yield from (address.name for address in (factors.a, factors.b, factors.magnitude) if address is not None)
 
 
 def _order(task: Task) -> list[tuple[bool, int, str]]:

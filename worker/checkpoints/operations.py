@@ -98,6 +98,8 @@ class Combination:
     density: float = 1.0
     majority_sign_method: MajoritySign = "total"
     svd_rank: int | None = None
+    svd_clamp: float | None = None
+    """Of all values of both factors that svd leaves, the quantile that none exceeds."""
     seed: tuple[int, ...] = ()
     """What is dropped at random follows from it alone."""
 

@@ -17,7 +17,7 @@ Scaled = tuple[float, Floats, Floats]
 def combined(how: Combination, factors: Sequence[Scaled]) -> tuple[Floats, Floats]:
     """(B, A) of one pair, with a scale of 1."""
     if how.method == "svd":
-        return _svd(factors, how.svd_rank)
+        return _clamped(_svd(factors, how.svd_rank), how.svd_clamp)
     if how.method == "cat":
         a = np.concatenate([a * np.float32(scale) for scale, a, _ in factors])
         return np.concatenate([b for _, _, b in factors], axis=1), a
@@ -77,6 +77,19 @@ def _elected(stack: Floats, scales: Floats, method: MajoritySign) -> Floats:
     agrees = signs == majority
     total = (stack * scales * agrees).sum(axis=0)
     return (total / np.maximum(agrees.sum(axis=0), 1)).astype(np.float32)
+
+
+def _clamped(pair: tuple[Floats, Floats], quantile: float | None) -> tuple[Floats, Floats]:
+    """No value beyond a quantile of them all, as it stands, or below its negative.
+
+    Singular vectors have no sign of their own, and PEFT's, as LAPACK leaves them, may be the others: then its quantile
+    is another one too.
+    """
+    if quantile is None:
+        return pair
+    b, a = pair
+    most = np.quantile(np.concatenate([b.reshape(-1), a.reshape(-1)]), quantile).astype(np.float32)
+    return np.clip(b, -most, most), np.clip(a, -most, most)
 
 
 def _svd(factors: Sequence[Scaled], rank: int | None) -> tuple[Floats, Floats]:

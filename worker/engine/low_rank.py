@@ -158,9 +158,17 @@ def rounded(values: Floats, dtype: str) -> Floats:
 
 
 def delta_norm(operation: LowRankUpdate, shared: tuple[Bytes, ...]) -> float:
-    """The Frobenius norm of all (combined) products' sum, without making it; magnitudes are left out of it."""
+    """The Frobenius norm of all (combined) products' sum, without making it; magnitudes are left out of it.
+
+    It is finite where all factors and magnitudes are, and fp32 holds what they come to.
+    """
     known, operands = prepared(operation, shared)
     pairs = tuple(pairs_of(known, operands))
     left = np.concatenate([pair.left.astype(np.float64) * pair.scale for pair in pairs], axis=1)
     right = np.concatenate([pair.right.astype(np.float64) for pair in pairs])
-    return float(np.sqrt(max(0.0, np.sum((left.T @ left) * (right @ right.T)))))
+    if not all(pair.magnitude is None or np.isfinite(pair.magnitude).all() for pair in pairs):
+        return float("nan")
+    with np.errstate(invalid="ignore", over="ignore"):
+        norm = np.sqrt(np.maximum(0.0, np.sum((left.T @ left) * (right @ right.T))))
+        largest = max(norm, *(abs(pair.scale) for pair in pairs))
+        return float(norm) if largest <= np.finfo(np.float32).max else float("nan")

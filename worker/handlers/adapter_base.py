@@ -49,12 +49,18 @@ def open_base(place: Path, hf_config: Path | None, locations: Locations) -> Open
     return OpenedModel(model=opened.described.model, weights=weights, described_by=())
 
 
+def name_left_beside(source: Path) -> str | None:
+    """The base of a Megatron adapter, as its import found it; None where there is nothing of it."""
+    left = source / HF / ADAPTER_CONFIG
+    said = read_json_object(left, "a PEFT adapter's config").get(_NAME) if left.exists() else None
+    return said if isinstance(said, str) and said else None
+
+
 def base_name(given: str | None, source: Path, base: Path | None) -> str:
     """What `base_model_name_or_path` is to say: as given, as an import left it beside `source`, or the base's path."""
     if given is not None:
         return given
-    left = source / HF / ADAPTER_CONFIG
-    said = read_json_object(left, "a PEFT adapter's config").get(_NAME) if left.exists() else None
+    said = name_left_beside(source)
     if said or base is not None:
         return str(said or base)
     raise BadInputError(

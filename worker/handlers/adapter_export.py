@@ -2,9 +2,7 @@
 
 from collections.abc import Collection
 
-from ..adapters.linears import base_tensors, linears
-from ..adapters.mcore_config import read_mcore_config
-from ..adapters.mcore_folder import find_factors
+from ..adapters.linears import base_tensors
 from ..adapters.peft_config import ADAPTER_CONFIG
 from ..adapters.peft_folder import WEIGHTS
 from ..adapters.peft_written import WrittenConfig
@@ -12,14 +10,14 @@ from ..adapters.to_peft import peft_tensors
 from ..checkpoints.identity import identities
 from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.safetensors_folder import lay_out_file
-from ..checkpoints.torch_dist import TorchDistFolder
 from ..engine.convert import items_of
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import AdapterExportSpec, replaces
-from ..mapping.bindings import Model, bindings
+from ..mapping.bindings import Model
 from .adapter_base import base_model, base_name
 from .conversion import Conversion
 from .described import describe
+from .mcore_adapter import open_mcore_adapter
 
 
 def prepare(spec: AdapterExportSpec, locations: Locations) -> Conversion:
@@ -28,12 +26,11 @@ def prepare(spec: AdapterExportSpec, locations: Locations) -> Conversion:
     if not replaces(spec):
         refuse_existing(target)
     refuse_inside(source, target)
-    folder = iteration_folder(source)
     base = None if spec.base is None else locations.resolve_source(spec.base)
-    model = (describe(None, source, folder, {}) if base is None else base_model(base, locations)).model
-    read, weights = read_mcore_config(source, folder), TorchDistFolder.open(folder)
-    adapter = find_factors(weights, read.config, linears(model), _megatron_names(model))
-    tensors = peft_tensors(adapter, weights)
+    own = describe(None, source, iteration_folder(source), {}) if base is None else base_model(base, locations)
+    opened = open_mcore_adapter(source, own.model)
+    model, read, weights = own.model, opened.read, opened.weights
+    tensors = peft_tensors(opened.adapter.as_hf_loads_it(), weights)
     items = items_of(tensors.plan, weights)
     written = WrittenConfig(
         base=base_name(spec.base_name, source, base),
@@ -64,7 +61,3 @@ def other_modules(model: Model, adapted: Collection[str]) -> frozenset[str]:
     known = base_tensors(model)
     modules = (name.removesuffix(".weight") for name in known.tensors if known.is_loaded(name))
     return frozenset(module for module in modules if module not in adapted)
-
-
-def _megatron_names(model: Model) -> frozenset[str]:
-    return frozenset(binding.target.name for binding in bindings(model))

@@ -71,7 +71,7 @@ class Conversion:
     part_bytes: int | None = None
     """As the spec says, if it does."""
     touched: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
-    """What adapters change, and the norm of what they add; None for tensors that they replace."""
+    """What adapters change, and the norm of what they add; None where only the written values will tell it."""
     left_over: LeftOver | None = None
     """Of an adapter that was extracted."""
     linked: Mapping[str, Linked] = field(default_factory=dict[str, Linked])
@@ -134,7 +134,7 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
         "carried": sorted(conversion.carried),
         "small_files": sorted(conversion.small_files),
         "linked": {name: str(linked.path) for name, linked in sorted(conversion.linked.items())},
-        **_touched(conversion),
+        **_touched(conversion, conversion.touched),
         **conversion.facts,
     }
 
@@ -155,15 +155,19 @@ def carry_out(
     context: JobContext,
     started: float,
     late_files: Callable[[], dict[str, bytes]],
+    late_norms: Callable[[], Mapping[str, float]] = dict[str, float],
 ) -> Prepared:
-    """Write everything into a staged folder. `late_files` answers small files that were made beside the copy."""
+    """Write everything into a staged folder. `late_files` answers small files that were made beside the copy.
+
+    `late_norms` are those of touched tensors that were not known when the conversion was planned.
+    """
     staged = staged_folder(conversion.target, context.staging_suffix, replaces=replaces(spec))
     room = room_at(conversion.target)
     refuse_small_disk(conversion.target, needed_bytes(conversion), room)
     context.lock(staged.path)
     work = open_work(staged, context.earlier(conversion.target), fingerprint(conversion, spec), conversion.files)
     try:
-        return _fill(work, conversion, spec, context, room, started, late_files)
+        return _fill(work, conversion, spec, context, room, started, late_files, late_norms)
     except BaseException:
         if context.leaves_partial:
             work.leave()
@@ -187,6 +191,7 @@ def _fill(
     room: Room,
     started: float,
     late_files: Callable[[], dict[str, bytes]],
+    late_norms: Callable[[], Mapping[str, float]],
 ) -> Prepared:
     staged, parts = work.staged, conversion.parts
     resumed = sum(parts[number].bytes for number in work.journal.done)
@@ -199,6 +204,7 @@ def _fill(
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
     files = dict(done.files) | _write_small_files(staged.path, conversion, late_files())
     files |= link_files(staged.path, conversion.linked, copy_options(conversion, context), _ignored)
+    touched = {**conversion.touched, **late_norms()}
     verified = _verified(conversion, spec, staged.path, context)
     refuse_changed(conversion.sources)
     result = CheckpointResult(
@@ -217,7 +223,7 @@ def _fill(
         ),
         verified=verified,
     )
-    write_manifest(staged.path, _manifest(conversion, spec, context, result, done, files))
+    write_manifest(staged.path, _manifest(conversion, spec, context, result, done, files, touched))
     context.rules.ownership(conversion.target).give(staged.path)
     for folder, _, _ in os.walk(staged.path, topdown=False):
         sync_directory(Path(folder))
@@ -318,8 +324,8 @@ def computes(conversion: Conversion) -> bool:
     return any(is_computed(extent) for item in conversion.items for extent in item.extents)
 
 
-def _touched(conversion: Conversion) -> dict[str, object]:
-    touched: dict[str, object] = {"touched": dict(conversion.touched)} if conversion.touched else {}
+def _touched(conversion: Conversion, norms: Mapping[str, float | None]) -> dict[str, object]:
+    touched: dict[str, object] = {"touched": dict(norms)} if norms else {}
     return touched | ({"left_over": asdict(conversion.left_over)} if conversion.left_over else {})
 
 
@@ -346,6 +352,7 @@ def _manifest(
     result: CheckpointResult,
     written: Written,
     files: dict[str, FileDigest],
+    touched: Mapping[str, float | None],
 ) -> dict[str, object]:
     return {
         "job": context.job_id,
@@ -363,7 +370,7 @@ def _manifest(
         "tensors": dict(sorted({**conversion.linked_tensors, **written.tensors}.items())),
         "dropped": [asdict(left) for left in conversion.plan.dropped],
         "filled": [asdict(left) for left in conversion.plan.filled],
-        **_touched(conversion),
+        **_touched(conversion, touched),
         **conversion.facts,
         "tools": {"ferry": __version__, "python": platform.python_version()},
     }

@@ -33,7 +33,7 @@ def describe(hf_config: Path | None, source: Path, folder: Path, args: Mapping[s
 
     `folder` is the iteration folder of `source`. BadInputError where there is none, or two that contradict each other.
     """
-    run_config = _run_config(folder)
+    run_config = values_of_run(folder)
     saved = values_of_args(args, f"the args saved in {folder}") if has_model(args) else None
     described = _first(hf_config, (source, folder.parent), run_config, saved)
     refuse_contradiction(described.model, [values for values in (run_config, saved) if values is not None])
@@ -58,7 +58,8 @@ def _first(
     raise _nothing(places[0])
 
 
-def _run_config(folder: Path) -> Record | None:
+def values_of_run(folder: Path) -> Record | None:
+    """What Megatron-Bridge's run config in an iteration folder says of the model, if it is there."""
     path = folder / RUN_CONFIG
     if not path.exists():
         return None

@@ -2,33 +2,34 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from ..adapters.matching import match
 from ..adapters.merged_source import Folding, MergedSource
-from ..adapters.peft_folder import PeftFolder
-from ..checkpoints.extents import Operand
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import identities
-from ..checkpoints.operations import Combination, LowRankUpdate
+from ..checkpoints.operations import Combination
 from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.source import Source
 from ..engine.collection import uncollected
-from ..engine.computed import shared_operand
 from ..engine.convert import items_of, refuse_unequal
-from ..engine.low_rank import delta_norm
 from ..engine.parts import shard_bytes_for
-from ..engine.reading import SourceFiles, same_bytes
+from ..engine.reading import same_bytes
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import MergeSpec, replaces
+from ..jobs.state import Progress
 from ..mapping.blocks import Address, Block, Plan, Task
 from ..mapping.plan import plan_import
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
 from .hf_source import HFSource
 from .import_checkpoint import lay_out, model_config, sources_of
+from .merge_adapters import match_adapter
 from .merge_base import OpenedBase, open_base
+from .merge_changes import Norms, measured_norms, planned_norms, refuse_no_change
+from .other_base import refuse_other_base
 
 
 def run(spec: MergeSpec, context: JobContext) -> Prepared:
@@ -37,7 +38,7 @@ def run(spec: MergeSpec, context: JobContext) -> Prepared:
     conversion = prepare(spec, context.locations)
     refuse_unequal(conversion.plan.must_be_equal, conversion.weights)
     late = model_config(conversion.model, spec.source, context) if spec.to == "megatron" else dict[str, bytes]
-    return carry_out(conversion, spec, context, started, late)
+    return carry_out(conversion, spec, context, started, late, partial(_late_norms, conversion, context))
 
 
 @uncollected()
@@ -48,20 +49,34 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
         refuse_existing(target)
     refuse_inside(source, target)
     opened = open_base(source, spec, locations)
-    adapters = [
-        (match(PeftFolder.open(locations.resolve_source(adapter.path)), opened.base.known), adapter.weight)
-        for adapter in spec.adapters
-    ]
+    found = [match_adapter(locations.resolve_source(adapter.path), opened) for adapter in spec.adapters]
+    for matched, _ in found:
+        refuse_other_base(matched, source, opened.base, locations)
+    adapters = [(matched, use.weight) for (matched, _), use in zip(found, spec.adapters, strict=True)]
+    left = tuple(dict.fromkeys(one for _, beside in found for one in beside))
     merged = MergedSource.of(opened.base, adapters, _folding(spec))
     _refuse_two_replacements(merged)
-    touched = _touched(merged)
+    touched = planned_norms(merged)
+    refuse_no_change(merged, touched)
     if merged.untied:
         opened = opened.untied()
     match spec.to:
         case "hf":
-            return _to_hf(spec, source, target, opened, merged, touched)
+            conversion = _to_hf(spec, source, target, opened, merged, touched)
         case "megatron":
-            return _to_megatron(spec, source, target, opened, merged, touched)
+            conversion = _to_megatron(spec, source, target, opened, merged, touched)
+    dropped = (*conversion.plan.dropped, *left)
+    return replace(conversion, plan=replace(conversion.plan, dropped=dropped))
+
+
+def _late_norms(conversion: Conversion, context: JobContext) -> Mapping[str, float]:
+    """Of what DoRA scaled, and of tensors that were replaced."""
+    assert isinstance(conversion.weights, MergedSource)
+
+    def report(done: int, total: int) -> None:
+        context.report(Progress(phase="finalizing", done_bytes=done, total_bytes=total))
+
+    return measured_norms(conversion.weights, context.copy_processes, report)
 
 
 def _folding(spec: MergeSpec) -> Folding:
@@ -69,7 +84,9 @@ def _folding(spec: MergeSpec) -> Folding:
     if spec.combine == "sequential":
         return Folding(combination=None, stepwise=stepwise)
     method = spec.combine if len(spec.adapters) > 1 else "linear"  # as PEFT does
-    how = Combination(method, spec.density or 1.0, spec.majority_sign_method, spec.svd_rank, (spec.seed,))
+    how = Combination(
+        method, spec.density or 1.0, spec.majority_sign_method, spec.svd_rank, spec.svd_clamp, (spec.seed,)
+    )
     return Folding(combination=how, stepwise=stepwise)
 
 
@@ -79,7 +96,7 @@ def _to_hf(
     target: Path,
     opened: OpenedBase,
     merged: MergedSource,
-    touched: Mapping[str, float | None],
+    touched: Norms,
 ) -> Conversion:
     plan = _as_it_is(merged)
     items = items_of(plan, merged)
@@ -122,7 +139,7 @@ def _to_megatron(
     target: Path,
     opened: OpenedBase,
     merged: MergedSource,
-    touched: Mapping[str, float | None],
+    touched: Norms,
 ) -> Conversion:
     plan = plan_import(opened.model, merged.tensors)
     hf = HFSource(model=opened.model, weights=merged, config_json=opened.config_json)
@@ -144,27 +161,6 @@ def _to_megatron(
     )
 
 
-def _touched(merged: MergedSource) -> dict[str, float | None]:
-    """What is changed, with the norm of what is added. BadInputError where that is nothing."""
-    files = SourceFiles()
-    try:
-        norms: dict[str, float | None] = {str(address): _norm(merged, address, files) for address in merged.updates}
-    finally:
-        files.close()
-    scaled = any(pair.factors.magnitude is not None for pairs in merged.updates.values() for pair in pairs)
-    if not any(norms.values()) and not merged.replaced and not scaled:
-        raise _changes_nothing()
-    return norms | dict.fromkeys(merged.replaced.keys() - norms.keys())
-
-
-def _norm(merged: MergedSource, address: Address, files: SourceFiles) -> float:
-    update = merged.update(address)
-    assert isinstance(update.operation, LowRankUpdate)
-    factors: tuple[Operand, ...] = update.operands[1:]
-    shared = tuple(shared_operand(operand, number, files.anew) for number, operand in enumerate(factors))
-    return float(f"{delta_norm(update.operation, shared):.6g}")
-
-
 def _refuse_two_replacements(merged: MergedSource) -> None:
     """Adapters of an embedding bring the base's own along, each the same."""
     for name, folder, own in merged.repeated:
@@ -177,13 +173,3 @@ def _refuse_two_replacements(merged: MergedSource) -> None:
                 expected="one",
                 next_step="Leave one of them out; tensors that are saved whole have no sum.",
             )
-
-
-def _changes_nothing() -> BadInputError:
-    return BadInputError(
-        "bad_tensor",
-        "the adapters of this merge",
-        found="nothing to add: every product of factors, times its scale and weight, is zero",
-        expected="a change of the base",
-        next_step="Check that the adapter was trained, and its alpha and weight; an untouched base is a copy.",
-    )

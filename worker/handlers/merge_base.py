@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapters.matching import BaseTensors
+from ..adapters.base_tensors import BaseTensors
 from ..adapters.merged_source import Base
 from ..checkpoints.hf_folder import CONFIG, side_files
 from ..checkpoints.source import Source

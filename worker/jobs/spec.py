@@ -94,6 +94,8 @@ class MergeSpec(_Spec):
     majority_sign_method: Literal["total", "frequency"] = "total"
     svd_rank: int | None = Field(default=None, ge=1)
     """None: the largest rank of the adapters."""
+    svd_clamp: float | None = Field(default=None, gt=0.5, le=1)
+    """A quantile of the values of both factors that svd leaves; larger ones are cut to it. None: no value is cut."""
     seed: int = Field(default=0, ge=0)
     """Of what `dare_linear` and `dare_ties` drop."""
     to: Literal["hf", "megatron"] = "hf"
@@ -116,11 +118,11 @@ class MergeSpec(_Spec):
             raise ValueError(f"a number with {', '.join(_BY_DENSITY)}, and none with other ways to combine")
         return value
 
-    @field_validator("svd_rank")
+    @field_validator("svd_rank", "svd_clamp")
     @classmethod
-    def _rank_of_svd(cls, value: int | None, others: ValidationInfo) -> int | None:
+    def _with_svd_alone(cls, value: float | None, others: ValidationInfo) -> float | None:
         if value is not None and others.data.get("combine") != "svd":
-            raise ValueError("none, since only svd has a choice of rank")
+            raise ValueError("none, since only svd has such a choice")
         return value
 
 

@@ -1,0 +1,29 @@
+"""A Megatron adapter checkpoint opened beside the model that it adapts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.linears import linears
+from ..adapters.mcore_config import ReadConfig, read_mcore_config
+from ..adapters.mcore_folder import McoreAdapter, find_factors
+from ..checkpoints.iterations import iteration_folder
+from ..checkpoints.torch_dist import TorchDistFolder
+from ..mapping.bindings import Model, bindings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedAdapter:
+    """Its config, its tensors, and the layers that these belong to."""
+
+    read: ReadConfig
+    weights: TorchDistFolder
+    adapter: McoreAdapter
+
+
+def open_mcore_adapter(source: Path, model: Model) -> OpenedAdapter:
+    """Read config and index. BadInputError where a tensor belongs to nothing, or a layer lacks one."""
+    folder = iteration_folder(source)
+    read, weights = read_mcore_config(source, folder), TorchDistFolder.open(folder)
+    names = frozenset(binding.target.name for binding in bindings(model))
+    adapter = find_factors(weights, read.config, linears(model), names)
+    return OpenedAdapter(read=read, weights=weights, adapter=adapter)

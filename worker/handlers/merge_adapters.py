@@ -1,0 +1,75 @@
+"""The adapters of a merge: PEFT folders and Megatron checkpoints, each matched to the base."""
+
+from pathlib import Path
+
+from ..adapters.matching import Matched, match
+from ..adapters.peft_config import ADAPTER_CONFIG
+from ..adapters.peft_folder import PeftFolder
+from ..adapters.to_peft import peft_config, peft_tensors
+from ..checkpoints.hf_folder import CONFIG
+from ..checkpoints.iterations import TRACKER, iteration_folder
+from ..checkpoints.torch_dist import METADATA
+from ..engine.convert import items_of
+from ..engine.item_source import ItemSource
+from ..jobs.errors import BadInputError
+from ..mapping.bindings import Model
+from ..mapping.blocks import Left
+from ..mapping.checkpoint_values import refuse_contradiction
+from .adapter_base import HF, name_left_beside
+from .config import read_model
+from .described import values_of_run
+from .mcore_adapter import open_mcore_adapter
+from .merge_base import OpenedBase
+
+
+def match_adapter(path: Path, opened: OpenedBase) -> tuple[Matched, tuple[Left, ...]]:
+    """What an adapter does to the base, and what of its folder is no part of it.
+
+    BadInputError where it is no adapter, or not one of this base.
+    """
+    if (path / ADAPTER_CONFIG).exists():
+        return match(PeftFolder.open(path), opened.base.known), ()
+    if (path / TRACKER).exists() or (path / METADATA).exists():
+        return _matched_megatron(path, opened)
+    raise _no_adapter(path)
+
+
+def _matched_megatron(path: Path, opened: OpenedBase) -> tuple[Matched, tuple[Left, ...]]:
+    """Through its tensors under PEFT's names, which are rows of its own."""
+    _refuse_other_sizes(path, opened.model)
+    found = open_mcore_adapter(path, opened.model)
+    tensors = peft_tensors(found.adapter, found.weights)
+    index = found.weights.files_of(())
+    folder = PeftFolder.of(
+        path,
+        peft_config(found.read.config, tensors.ranks, name_left_beside(path)),
+        found.read.path,
+        ItemSource.of(items_of(tensors.plan, found.weights), index),
+    )
+    return match(folder, opened.base.known), tensors.plan.dropped
+
+
+def _refuse_other_sizes(path: Path, model: Model) -> None:
+    """BadInputError where the adapter's own description is of another model: shapes alone do not tell rows apart."""
+    beside = path / HF
+    values = [values_of_run(iteration_folder(path)), read_model(beside).mcore if (beside / CONFIG).exists() else None]
+    try:
+        refuse_contradiction(model, [record for record in values if record is not None])
+    except BadInputError as error:
+        raise BadInputError(
+            "bad_config",
+            f"adapter {path}",
+            found=f"a description of another model than the base's: {error.info.found}",
+            expected=error.info.thing,
+            next_step="Merge it into the base it was trained on.",
+        ) from error
+
+
+def _no_adapter(path: Path) -> BadInputError:
+    return BadInputError(
+        "missing_file",
+        f"adapter {path}",
+        found=f"neither {ADAPTER_CONFIG}, nor {TRACKER}, nor {METADATA}" if path.is_dir() else "no such folder",
+        expected="a PEFT folder, or a Megatron checkpoint of an adapter",
+        next_step="Check the path of the adapter; a merge takes folders on the worker's own disks.",
+    )
