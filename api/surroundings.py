@@ -20,6 +20,7 @@ from worker.jobs.spec import (
     ImportSpec,
     JobSpec,
     MergeSpec,
+    SetupSpec,
     VerifySpec,
     replaces,
     target_of,
@@ -75,7 +76,7 @@ def _sources_of(spec: JobSpec) -> tuple[str, ...]:
     match spec:
         case ConfigSpec() | ImportSpec():
             return (spec.source,)
-        case ExportSpec():
+        case ExportSpec() | SetupSpec():
             return (spec.source, spec.hf_config) if spec.hf_config else (spec.source,)
         case MergeSpec():
             given = (spec.source, spec.hf_config, *(adapter.path for adapter in spec.adapters))

@@ -31,6 +31,13 @@ def main(argv: list[str]) -> int:
             die_with_parent(int(argv[1]))
             serve(sys.stdin.read())
             return 0
+        case ["load-rank"]:
+            from .lifeline import die_with_parent
+            from .verification.loading import serve
+
+            die_with_parent(int(argv[1]))
+            serve(sys.stdin.read())
+            return 0
         case ["model-configs"]:
             from .handlers.model_configs import serve
 

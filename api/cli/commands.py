@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, assert_never, cast
 
 import typer
@@ -58,7 +59,9 @@ from .failure import reading_arguments
 from .locations import as_sent, weighted
 from .places import Here, Place, There
 from .room import refuse_without_room
+from .setup_fields import setup_spec
 
+_CUT = "Parallelism"
 app = typer.Typer(
     name="ferry",
     help="Moves model checkpoints between Hugging Face and Megatron-Core.",
@@ -232,6 +235,128 @@ def merge(
             dtype=dtype,
             part_bytes=_size(part_bytes) if part_bytes else None,
             on_exists=_on_exists(replace),
+        )
+    asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
+    place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
+    _convert(spec, place, plan=plan, no_wait=no_wait)
+
+
+@app.command("setup")
+def setup(
+    source: Annotated[
+        str | None, typer.Argument(help="HF folder, Megatron checkpoint, or a folder with config.json.")
+    ] = None,
+    target: Annotated[str | None, typer.Argument(help="The directory to be set up.")] = None,
+    spec_file: Annotated[
+        Path | None, typer.Option("--spec", metavar="YAML", help="The fields in a file; options win.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="megatron-lm, megatron-bridge, verl, slime or nemo-rl.")
+    ] = None,
+    tp: Annotated[int | None, typer.Option(min=1, help="Tensor-parallel size.", rich_help_panel=_CUT)] = None,
+    pp: Annotated[int | None, typer.Option(min=1, help="Pipeline stages.", rich_help_panel=_CUT)] = None,
+    vpp: Annotated[int | None, typer.Option(min=1, help="Chunks of a stage.", rich_help_panel=_CUT)] = None,
+    cp: Annotated[int | None, typer.Option(min=1, help="Context-parallel size.", rich_help_panel=_CUT)] = None,
+    ep: Annotated[int | None, typer.Option(min=1, help="Expert-parallel size.", rich_help_panel=_CUT)] = None,
+    etp: Annotated[
+        int | None, typer.Option(min=1, help="Experts' tensor-parallel size; default: TP.", rich_help_panel=_CUT)
+    ] = None,
+    sequence_parallel: Annotated[
+        bool | None, typer.Option(help="Default: where TP is above 1.", rich_help_panel=_CUT)
+    ] = None,
+    first_stage_layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the first stage.", rich_help_panel=_CUT)
+    ] = None,
+    last_stage_layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of the last stage.", rich_help_panel=_CUT)
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="GPUs; default: the fewest.", rich_help_panel=_CUT)
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="auto|import|link|reference", help="How the weights come to be there.")
+    ] = None,
+    init_random: Annotated[
+        bool, typer.Option("--init-random", help="Weights drawn from --seed; of the source only its config.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of random weights, and the run's.")] = None,
+    hf_config: HFConfig = None,
+    dtype: Dtype = None,
+    peft: Annotated[
+        str | None, typer.Option(metavar="lora|canonical_lora|dora", help="Adapters beside a frozen base.")
+    ] = None,
+    peft_dim: Annotated[int | None, typer.Option(min=1, help="Their rank.")] = None,
+    peft_alpha: Annotated[float | None, typer.Option(help="Their alpha.")] = None,
+    init_adapter: Annotated[
+        bool, typer.Option("--init-adapter", help="Write a freshly initialised adapter checkpoint.")
+    ] = False,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Megatron's FSDP instead of DDP.")] = False,
+    sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample.")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.")] = None,
+    recompute: Annotated[
+        str | None, typer.Option(metavar="none|selective|full", help="Activations computed again.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option("--gpu-memory", metavar="SIZE", help="Of one GPU; default: 80GiB.")
+    ] = None,
+    part_bytes: PartBytes = None,
+    verify_load: Annotated[
+        bool, typer.Option("--verify-load", help="Load it with as many processes as the run has ranks, first.")
+    ] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Set up again; a base of the same source is kept, not copied.")
+    ] = False,
+    replace: Replace = False,
+    local: Local = False,
+    jobs: Jobs = _DEFAULT_JOBS,
+    rate: Rate = None,
+    allow_pickle: AllowPickle = False,
+    plan: Plan = False,
+    no_wait: NoWait = False,
+    server: Server = None,
+    priority: Urgency = None,
+    gpus: Gpus = None,
+    memory: Memory = None,
+    timeout: Timeout = None,
+    after: After = None,
+    label: Labels = None,
+) -> None:
+    """HF folder, Megatron checkpoint or config -> a directory that a trainer starts from."""
+    with reading_arguments():
+        spec = setup_spec(
+            spec_file,
+            {
+                "source": source,
+                "target": target,
+                "profile": profile,
+                "parallelism.tp_size": tp,
+                "parallelism.pp_size": pp,
+                "parallelism.vpp_size": vpp,
+                "parallelism.cp_size": cp,
+                "parallelism.ep_size": ep,
+                "parallelism.etp_size": etp,
+                "parallelism.sequence_parallel": sequence_parallel,
+                "parallelism.first_stage_layers": first_stage_layers,
+                "parallelism.last_stage_layers": last_stage_layers,
+                "parallelism.world_size": world_size,
+                "base": base,
+                "init": "random" if init_random else None,
+                "seed": seed,
+                "hf_config": hf_config,
+                "dtype": dtype,
+                "peft.type": peft,
+                "peft.dim": peft_dim,
+                "peft.alpha": peft_alpha,
+                "peft.init_adapter": init_adapter or None,
+                "ddp.use_megatron_fsdp": fsdp or None,
+                "sequence_length": sequence_length,
+                "micro_batch_size": micro_batch_size,
+                "recompute": recompute,
+                "gpu_bytes": _size(gpu_memory) if gpu_memory else None,
+                "part_bytes": _size(part_bytes) if part_bytes else None,
+                "verify": ("load",) if verify_load else None,
+                "on_exists": "reuse" if reuse else "replace" if replace else None,
+            },
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
     place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)

@@ -37,6 +37,18 @@ SUBMIT: dict[str, Example] = {
             }
         },
     },
+    "setup": {
+        "summary": "A directory that a trainer starts from",
+        "value": {
+            "spec": {
+                "kind": "setup",
+                "source": "here:SmolLM2-135M-Instruct",
+                "target": "here:smollm2-training",
+                "profile": "megatron-lm",
+                "parallelism": {"tp_size": 3, "pp_size": 2},
+            }
+        },
+    },
     "verify": {
         "summary": "Two checkpoints, of any formats, tensor by tensor",
         "value": {"spec": {"kind": "verify", "source": "here:SmolLM2-135M-Instruct", "against": "here:smollm2-back"}},

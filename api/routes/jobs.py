@@ -20,6 +20,7 @@ from worker.jobs.spec import (
     JobRequest,
     JobSpec,
     MergeSpec,
+    SetupSpec,
     VerifySpec,
 )
 from worker.jobs.state import TERMINAL, Job, StateName
@@ -117,6 +118,9 @@ def _resolved(around: Surroundings, spec: JobSpec) -> JobSpec:
         case ImportSpec():
             return spec.model_copy(update={"source": source, "target": str(target)})
         case ExportSpec(hf_config=hf_config):
+            given = str(around.roots.resolve_source(hf_config)) if hf_config else None
+            return spec.model_copy(update={"source": source, "target": str(target), "hf_config": given})
+        case SetupSpec(hf_config=hf_config):
             given = str(around.roots.resolve_source(hf_config)) if hf_config else None
             return spec.model_copy(update={"source": source, "target": str(target), "hf_config": given})
         case MergeSpec(hf_config=hf_config, adapters=adapters):

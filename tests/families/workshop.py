@@ -11,6 +11,7 @@ from worker.handlers.conversion import refuse_full_disk
 from worker.handlers.model_configs import WarmModelConfigs
 from worker.handlers.run import run
 from worker.jobs.locations import LocalPaths
+from worker.jobs.setup_spec import SetupSpec
 from worker.jobs.spec import ExportSpec, ImportSpec
 from worker.mapping.family import Family
 
@@ -43,7 +44,7 @@ class Workshop:
             self.run(ImportSpec(source=str(self.source(case)), target=str(target)))
         return target
 
-    def run(self, spec: ImportSpec | ExportSpec, *, allow_pickle: bool = False) -> None:
+    def run(self, spec: ImportSpec | ExportSpec | SetupSpec, *, allow_pickle: bool = False) -> None:
         """Do a job and publish its output."""
         outcome = run(spec, self._context(LocalPaths(allow_pickle=allow_pickle)))
         assert isinstance(outcome, Prepared)

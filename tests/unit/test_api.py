@@ -358,7 +358,7 @@ def test_openapi_examples_are_requests_that_the_api_reads(http: TestClient) -> N
 
     examples = operation["requestBody"]["content"]["application/json"]["examples"]
 
-    assert examples.keys() == {"import", "export", "merge", "adapter", "config", "verify"}
+    assert examples.keys() == {"import", "export", "merge", "adapter", "setup", "config", "verify"}
     for example in examples.values():
         assert http.post("/v1/jobs", json=example["value"]).json()["code"] == "bad_location"  # no root `here`
 

@@ -62,7 +62,7 @@ class Linear:
     def components(self) -> tuple[str, ...]:
         """What canonical LoRA calls its pieces; empty where it has one adapter all the same."""
         names = _COMPONENTS.get(self.leaf, ())
-        return names if len(names) == len(self.pieces) and not self.is_expert else ()
+        return names if len(names) == len(self.pieces) else ()
 
     @property
     def full_name(self) -> str:

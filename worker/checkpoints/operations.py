@@ -122,7 +122,36 @@ class LowRankUpdate:
     combination: Combination | None = None
 
 
-Operation = Cast | BlockFp8 | Mxfp4 | PackedInt4 | ToBlockFp8 | BlockScales | LowRankUpdate
+@dataclass(frozen=True, slots=True)
+class RowNorms:
+    """A weight -> the Euclidean norm of each of its rows: DoRA's magnitudes before any training."""
+
+    columns: int
+    source: str
+    dtype: str
+
+
+Law = Literal["constant", "normal", "uniform", "log_of_uniform", "softplus_inverse_of_log_uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """No operand -> values that follow from `seed` and their place alone: a fresh model's weights.
+
+    `low` and `high`: a constant's value and nothing; mean and deviation; or the ends of an interval.
+    """
+
+    columns: int
+    """Elements of a row."""
+    dtype: str
+    seed: tuple[int, ...]
+    """Up to 64 bits each, at most two."""
+    law: Law
+    low: float
+    high: float = 0.0
+
+
+Operation = Drawn | RowNorms | Cast | BlockFp8 | Mxfp4 | PackedInt4 | ToBlockFp8 | BlockScales | LowRankUpdate
 
 PRODUCT_ROWS = 64
 """Rows of a product are always made in the same blocks: a matrix product's last bit may depend on its shape."""
@@ -142,4 +171,19 @@ def band_rows(operation: Operation) -> int:
 
 def piece_rows(operation: Operation) -> int:
     """Rows that are best made together."""
-    return max(band_rows(operation), PRODUCT_ROWS if isinstance(operation, LowRankUpdate) else 1)
+    match operation:
+        case LowRankUpdate():
+            return max(band_rows(operation), PRODUCT_ROWS)
+        case Drawn(columns=columns):
+            return drawn_rows(columns)
+        case _:
+            return band_rows(operation)
+
+
+def drawn_rows(columns: int) -> int:
+    """Rows that are drawn together, from one state of the generator."""
+    return max(1, _DRAWN_AT_ONCE // max(columns, 1))
+
+
+_DRAWN_AT_ONCE = 2**16
+"""Elements: few enough for a core's cache, enough that a generator's start does not count."""

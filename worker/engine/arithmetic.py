@@ -8,10 +8,12 @@ from ..checkpoints.operations import (
     BlockFp8,
     BlockScales,
     Cast,
+    Drawn,
     LowRankUpdate,
     Mxfp4,
     Operation,
     PackedInt4,
+    RowNorms,
     ToBlockFp8,
 )
 from ..jobs.errors import BadInputError
@@ -47,6 +49,13 @@ def compute(operation: Operation, operands: tuple[Bytes, ...], first: int, rows:
         case BlockScales():
             values = widened(operands[0], operation.source).reshape(-1, operation.columns)
             return scales_of(values, operation).reshape(-1).view(np.uint8)
+        case RowNorms(columns, source, dtype):
+            values = widened(operands[0], source).reshape(rows, columns).astype(np.float64)
+            return narrowed(np.sqrt(np.square(values).sum(axis=1)).astype(np.float32), dtype)
+        case Drawn():
+            from .drawing import drawn
+
+            return narrowed(drawn(operation, first, rows), operation.dtype)
         case LowRankUpdate():
             from .low_rank import updated
 

@@ -12,14 +12,16 @@ from ..checkpoints.operations import (
     BlockFp8,
     BlockScales,
     Cast,
+    Drawn,
     Factors,
     LowRankUpdate,
     Mxfp4,
     Operation,
     PackedInt4,
+    RowNorms,
     ToBlockFp8,
 )
-from .arithmetic import FP8_MAX, Bytes, not_finite, too_large
+from .arithmetic import FP8_MAX, Bytes, compute, not_finite, too_large
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic
@@ -43,6 +45,8 @@ class Device:
 
     def compute(self, operation: Operation, operands: tuple[Bytes, ...], first: int, rows: int) -> Bytes:
         """As numpy's `compute`."""
+        if isinstance(operation, Drawn | RowNorms):  # other generators would draw other values; norms are few
+            return compute(operation, operands, first, rows)
         result = _computed(operation, tuple(map(self._there, operands)), first, rows)
         return self._back(result.contiguous().view(torch.uint8).reshape(-1))
 
@@ -81,6 +85,8 @@ def _computed(operation: Operation, operands: tuple[torch.Tensor, ...], first: i
             return _scales_of(_floats(operands[0], operation.source).reshape(-1, operation.columns), operation)
         case LowRankUpdate():
             return _low_rank(operation, operands, first, rows)
+        case Drawn() | RowNorms():
+            raise AssertionError("numpy's, on whichever device")
 
 
 def _floats(data: torch.Tensor, dtype: str) -> torch.Tensor:

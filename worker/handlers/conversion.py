@@ -26,11 +26,14 @@ from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for, spread
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
+from ..jobs.setup_spec import SetupSpec
 from ..jobs.spec import ConversionSpec, ExportSpec, ImportSpec, replaces
-from ..jobs.state import CheckpointResult, Progress, Timings
+from ..jobs.state import CheckpointResult, Progress, Timings, Verified
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
 from .context import JobContext, Prepared
+from .linking import Linked, link_files
+from .loading import verify_loads
 from .verification import verify_written
 from .work_folder import WorkFolder, open_work
 
@@ -52,7 +55,7 @@ class LeftOver:
 class Conversion:
     """A conversion that was checked and laid out; nothing is written yet."""
 
-    kind: Literal["import", "export", "merge", "adapter"]
+    kind: Literal["import", "export", "merge", "adapter", "setup"]
     source: Path
     target: Path
     model: Model
@@ -71,6 +74,12 @@ class Conversion:
     """What adapters change, and the norm of what they add; None where only the written values will tell it."""
     left_over: LeftOver | None = None
     """Of an adapter that was extracted."""
+    linked: Mapping[str, Linked] = field(default_factory=dict[str, Linked])
+    """Files that are shared with another folder, by their path inside the target."""
+    linked_tensors: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Digests of the tensors in them, as far as they are known."""
+    facts: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What plan and manifest say beside."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -89,7 +98,7 @@ class Conversion:
 def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
     """The plan as JSON: what `--plan` prints."""
     parts = conversion.parts
-    largest = max(conversion.items, key=lambda item: item.nbytes)
+    largest = max(conversion.items, key=lambda item: item.nbytes, default=None)
     room, needed = room_at(conversion.target), needed_bytes(conversion)
     refuse_small_disk(conversion.target, needed, room)
     return {
@@ -100,7 +109,7 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
         "bytes": conversion.bytes,
         "plan_digest": conversion.digest,
         "memory_bound_bytes": memory_bound_bytes(conversion, min(options.processes, len(parts))),
-        "largest_tensor": {"name": largest.label, "bytes": largest.nbytes},
+        "largest_tensor": {"name": largest.label, "bytes": largest.nbytes} if largest else None,
         "disk": {
             "filesystem": room.filesystem,
             "needed_bytes": needed,
@@ -123,7 +132,10 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
         "dropped": [asdict(left) for left in conversion.plan.dropped],
         "filled": [asdict(left) for left in conversion.plan.filled],
         "carried": sorted(conversion.carried),
+        "small_files": sorted(conversion.small_files),
+        "linked": {name: str(linked.path) for name, linked in sorted(conversion.linked.items())},
         **_touched(conversion, conversion.touched),
+        **conversion.facts,
     }
 
 
@@ -192,9 +204,8 @@ def _fill(
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
     files = dict(done.files) | _write_small_files(staged.path, conversion, late_files())
     touched = {**conversion.touched, **late_norms()}
-    verified = None
-    if isinstance(spec, ImportSpec | ExportSpec):
-        verified = verify_written(conversion, spec, staged.path, context)
+    files |= link_files(staged.path, conversion.linked, copy_options(conversion, context), _ignored)
+    verified = _verified(conversion, spec, staged.path, context)
     refuse_changed(conversion.sources)
     result = CheckpointResult(
         kind=conversion.kind,
@@ -217,6 +228,20 @@ def _fill(
     for folder, _, _ in os.walk(staged.path, topdown=False):
         sync_directory(Path(folder))
     return Prepared(staged=staged, result=result)
+
+
+def _verified(conversion: Conversion, spec: ConversionSpec, staged: Path, context: JobContext) -> Verified | None:
+    match spec:
+        case ImportSpec() | ExportSpec():
+            return verify_written(conversion, spec, staged, context)
+        case SetupSpec() if spec.verify:
+            return verify_loads(conversion, spec, staged, context)
+        case _:
+            return None
+
+
+def _ignored(done: int) -> None:
+    """Reading what is linked is no progress of the copy."""
 
 
 def _write(work: WorkFolder, conversion: Conversion, context: JobContext, resumed: int) -> Written:
@@ -342,9 +367,10 @@ def _manifest(
         "plan_digest": conversion.digest,
         "digest": "xxh3-128; a file's is that of its segments' digests, a tensor's that of its segments in it",
         "files": {name: asdict(digest) for name, digest in sorted(files.items())},
-        "tensors": dict(sorted(written.tensors.items())),
+        "tensors": dict(sorted({**conversion.linked_tensors, **written.tensors}.items())),
         "dropped": [asdict(left) for left in conversion.plan.dropped],
         "filled": [asdict(left) for left in conversion.plan.filled],
         **_touched(conversion, touched),
+        **conversion.facts,
         "tools": {"ferry": __version__, "python": platform.python_version()},
     }

@@ -25,7 +25,9 @@ class Ownership:
         """To the folder and all in it."""
         for place, _, files in os.walk(folder, topdown=False):
             for name in files:
-                self._give(Path(place, name), self.mode)
+                path = Path(place, name)
+                if path.lstat().st_nlink == 1:  # a file that another folder shares stays as it is there
+                    self._give(path, self.mode)
             self._give(Path(place), None if self.mode is None else _enterable(self.mode))
 
     def _give(self, path: Path, mode: int | None) -> None:

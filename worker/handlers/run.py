@@ -16,9 +16,10 @@ from ..jobs.spec import (
     ImportSpec,
     JobSpec,
     MergeSpec,
+    SetupSpec,
     VerifySpec,
 )
-from . import adapter, config, export_checkpoint, import_checkpoint, merge, verify
+from . import adapter, config, export_checkpoint, import_checkpoint, merge, setup, verify
 from .context import Answer, JobContext, Prepared
 from .conversion import Conversion, describe
 
@@ -41,6 +42,8 @@ def _run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
             return merge.run(spec, context)
         case AdapterExportSpec() | AdapterImportSpec() | AdapterExtractSpec():
             return adapter.run(spec, context)
+        case SetupSpec():
+            return setup.run(spec, context)
         case VerifySpec():
             return verify.run(spec, context)
         case _:
@@ -58,6 +61,8 @@ def conversion_of(spec: ConversionSpec, locations: Locations) -> Conversion:
             return merge.prepare(spec, locations)
         case AdapterExportSpec() | AdapterImportSpec() | AdapterExtractSpec():
             return adapter.prepare(spec, locations)
+        case SetupSpec():
+            return setup.prepare(spec, locations)
         case _:
             assert_never(spec)
 
@@ -70,7 +75,7 @@ def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str,
                 "bad_request",
                 f"a plan for a {spec.kind} job",
                 found="a job that writes nothing",
-                expected="import, export, merge or adapter",
+                expected="import, export, merge, adapter or setup",
                 next_step="Run it; it leaves nothing behind.",
             )
         case _:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from .dtypes import dtype_of
-
 if TYPE_CHECKING:
     import torch
 
@@ -119,6 +117,8 @@ def create_peft(config: Mapping[str, Any], dtype: "torch.dtype | str | None" = N
         values["dim"] = values.pop("rank")
     named = values.pop("dtype", None)
     chosen = next((value for value in (values.get("lora_dtype"), named, dtype) if value is not None), None)
+    from .dtypes import dtype_of  # torch, which those who only ask for targets need not import
+
     known = [field.name for field in fields(Peft)]
     for name in values:
         _one_of("key", name, known)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
-from .setup_spec import LEAST_PART_BYTES, DType, Location
+from .setup_spec import LEAST_PART_BYTES, DType, Location, SetupSpec
 
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
@@ -198,7 +198,7 @@ class AdapterExtractSpec(_Spec):
 AdapterSpec = AdapterExportSpec | AdapterImportSpec | AdapterExtractSpec
 """Adapters alone: from one format into the other, or out of two checkpoints."""
 
-ConversionSpec = ImportSpec | ExportSpec | MergeSpec | AdapterSpec
+ConversionSpec = ImportSpec | ExportSpec | MergeSpec | AdapterSpec | SetupSpec
 """Jobs that write a checkpoint."""
 
 
@@ -212,11 +212,12 @@ JobSpec = Annotated[
     | ImportSpec
     | ExportSpec
     | MergeSpec
+    | SetupSpec
     | VerifySpec
     | Annotated[AdapterSpec, Field(discriminator="action")],
     Field(discriminator="kind", json_schema_extra=_as_openapi),
 ]
-JobKind = Literal["config", "import", "export", "merge", "adapter", "verify"]
+JobKind = Literal["config", "import", "export", "merge", "adapter", "setup", "verify"]
 
 Label = Annotated[str, StringConstraints(max_length=200)]
 JobId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -259,7 +260,7 @@ def replaces(spec: JobSpec) -> bool:
         case ConfigSpec() | VerifySpec():
             return False
         case _:
-            return spec.on_exists == "replace"
+            return spec.on_exists != "error"
 
 
 def resource_class(request: JobRequest) -> str:

@@ -71,12 +71,14 @@ class Verified(_Frozen):
     tensors: int | None = None
     """How many were read again and are as the source says."""
     logits: LogitsFigures | None = None
+    loaded_by: int | None = None
+    """How many processes loaded the checkpoint, at the run's parallelism."""
 
 
 class CheckpointResult(_Frozen):
     """A published folder; its manifest tells the rest."""
 
-    kind: Literal["import", "export", "merge", "adapter"]
+    kind: Literal["import", "export", "merge", "adapter", "setup"]
     target: str
     tensors: int
     bytes: int

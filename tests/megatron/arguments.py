@@ -1,0 +1,44 @@
+"""On a rank: argument lists through Megatron-LM's own parser and checks, and the configs that it builds of them."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+_NEEDED = ("--train-iters", "1", "--lr", "1e-5", "--global-batch-size", "8")
+
+
+def configs_of(asked: dict[str, list[str]], world_size: int = 1) -> dict[str, Any]:
+    """By name, as JSON; what the parser or its checks refuse is an error."""
+    with _a_host_with_kernels(), mock.patch.dict(os.environ, {"WORLD_SIZE": str(world_size), "RANK": "0"}):
+        return {name: _config_of(words) for name, words in asked.items()}
+
+
+def _config_of(words: list[str]) -> dict[str, object]:
+    from megatron.training import arguments
+    from megatron.training.argument_utils import gpt_config_from_args, hybrid_config_from_args
+
+    from worker.mapping.model_config import to_json_dict
+
+    with mock.patch.object(sys, "argv", ["pretrain.py", *words, *_NEEDED]):
+        parsed: Any = arguments.parse_args()
+    arguments.validate_args(parsed)
+    return to_json_dict((hybrid_config_from_args if parsed.hybrid_layer_pattern else gpt_config_from_args)(parsed))
+
+
+@contextmanager
+def _a_host_with_kernels() -> Iterator[None]:
+    """As a trainer's: the parser's checks look for a GPU and for Transformer Engine's fused functions."""
+    import torch
+    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.transformer.moe import moe_utils
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)))
+        stack.enter_context(mock.patch.object(rope_utils, "fused_apply_rotary_pos_emb", object()))
+        for name in vars(moe_utils):
+            if name.startswith("fused_"):
+                stack.enter_context(mock.patch.object(moe_utils, name, object()))
+        yield

@@ -1,0 +1,224 @@
+"""Trainers' files and memory estimates of real models, by their configs alone."""
+
+import shlex
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from tests.large_stand_ins import DEEPSEEK_V3, LLAMA_405B, QWEN3_235B
+from tests.trainer_runs import run_of
+from worker.jobs.errors import BadInputError
+from worker.jobs.setup_spec import DdpSettings, Parallelism, PeftSettings, ProfileName
+from worker.setups.ddp_values import ddp_values
+from worker.setups.memory_estimate import estimate
+from worker.setups.profiles import megatron_bridge, nemo_rl, slime, verl
+from worker.setups.profiles.megatron_lm import model_arguments
+from worker.setups.registry import PROFILES, profile_of
+from worker.setups.stages import chunks_of_stages, fewest_gpus, layers_per_stage
+from worker.setups.suggestion import nearest_fitting, refuse_too_large
+from worker.setups.yaml_text import paths_in
+
+GIB = 2**30
+LLAMA_8B: dict[str, Any] = LLAMA_405B | {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+PEFT = PeftSettings(dim=8, alpha=16, target_modules=("linear_qkv",), exclude_modules=("linear_fc2",))
+EVERYTHING: dict[str, Any] = {
+    "parallelism": Parallelism(tp_size=2, pp_size=4, vpp_size=2, cp_size=2, first_stage_layers=4, last_stage_layers=4),
+    "recompute": "full",
+    "hf_weights": Path("/models/llama"),
+}
+LORA = {"parallelism": Parallelism(tp_size=2, pp_size=2), "peft": PEFT, "recompute": "full"}
+
+
+def test_every_trainer_has_a_profile() -> None:
+    assert tuple(profile.name for profile in PROFILES) == get_args(ProfileName)
+
+
+def known(name: ProfileName) -> set[str]:
+    return {key.name for key in profile_of(name).keys}
+
+
+def is_known(name: str, keys: set[str]) -> bool:
+    return name in keys or f"{name.rpartition('.')[0]}.*" in keys
+
+
+@pytest.mark.parametrize("fields", [EVERYTHING, {"recompute": "selective"}], ids=["everything", "little"])
+def test_every_argument_of_megatron_lm_and_slime_is_in_their_tables(fields: dict[str, Any]) -> None:
+    run = run_of(LLAMA_8B, **fields)
+
+    assert {group[0] for group in model_arguments(run, "Megatron-LM")} <= known("megatron-lm")
+    assert {group[0] for group in slime.arguments(run)} <= known("slime")
+
+
+@pytest.mark.parametrize(
+    "fields", [EVERYTHING, LORA, {"ddp": DdpSettings(overrides={"bucket_size": 5})}], ids=["everything", "LoRA", "DDP"]
+)
+def test_every_key_of_verl_and_bridge_is_in_their_tables(fields: dict[str, Any]) -> None:
+    run = run_of(LLAMA_8B, **fields)
+
+    assert all(is_known(name, known("verl")) for name, _ in verl.overrides(run))
+    assert all(is_known(name, known("megatron-bridge")) for name in paths_in(megatron_bridge.document(run)))
+
+
+@pytest.mark.parametrize("fields", [LORA, {"parallelism": Parallelism(pp_size=4, first_stage_layers=5)}], ids=str)
+def test_every_key_of_nemo_rl_is_in_its_table(fields: dict[str, Any]) -> None:
+    if "parallelism" in fields and fields["parallelism"].first_stage_layers:
+        fields = fields | {"parallelism": Parallelism(pp_size=4, first_stage_layers=5)}
+    run = run_of(LLAMA_8B, **fields)
+
+    assert set(paths_in(nemo_rl.document(run))) | {"defaults"} <= known("nemo-rl")
+
+
+@pytest.mark.parametrize("name", get_args(ProfileName))
+def test_files_read_back(name: ProfileName) -> None:
+    run = run_of(LLAMA_8B, parallelism=Parallelism(tp_size=4), hf_weights=Path("/models/my llama"))
+
+    for path, data in profile_of(name).files(run).items():
+        text = data.decode()
+        if path.endswith(".yaml"):
+            assert isinstance(yaml.safe_load(text), dict)
+        elif path.endswith(".txt") and name != "verl":
+            assert shlex.split(text)[0].startswith("--")
+
+
+def test_verl_finds_the_base_and_its_parallelism() -> None:
+    run = run_of(LLAMA_8B, Path("/runs/a"), parallelism=Parallelism(tp_size=4, pp_size=2), hf_weights=Path("/hf"))
+
+    found = dict(verl.overrides(run))
+
+    assert found["actor_rollout_ref.actor.megatron.dist_checkpointing_path"] == "/runs/a/release"
+    assert found["actor_rollout_ref.ref.megatron.tensor_model_parallel_size"] == 4
+    assert found["actor_rollout_ref.actor.megatron.pipeline_model_parallel_size"] == 2
+    assert found["actor_rollout_ref.model.path"] == "/hf"
+    assert "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "found"),
+    [
+        ("megatron-lm", {"peft": PEFT}, "lora"),
+        ("megatron-lm", {"ddp": DdpSettings(use_megatron_fsdp=True)}, "true"),
+        ("megatron-lm", {"ddp": DdpSettings(overrides={"num_buckets": 3})}, "3"),
+        ("slime", {"peft": PEFT}, "lora"),
+        ("verl", {"ddp": DdpSettings(use_megatron_fsdp=True)}, "true"),
+        ("nemo-rl", {"peft": PeftSettings(type="dora")}, "dora"),
+        ("nemo-rl", {"recompute": "selective"}, "selective"),
+        ("nemo-rl", {"parallelism": Parallelism(pp_size=2, vpp_size=2)}, "2"),
+    ],
+)
+def test_what_a_trainer_has_no_setting_for_is_refused(name: ProfileName, fields: dict[str, Any], found: str) -> None:
+    with pytest.raises(BadInputError) as raised:
+        profile_of(name).files(run_of(LLAMA_8B, **fields))
+
+    assert raised.value.info.found == found
+    assert raised.value.info.next_step
+
+
+def test_a_readme_has_three_lines_on_how_to_start() -> None:
+    for profile in PROFILES:
+        lines = profile.start(run_of(LLAMA_8B))
+        assert all(line and "\n" not in line for line in lines)
+
+
+def test_ddp_values_are_those_of_upstreams_class() -> None:
+    from worker.setups.ddp_values import _FIELDS  # pyright: ignore[reportPrivateUsage]  # held against upstream here
+
+    assert set(_FIELDS) <= set(ddp_values(DdpSettings()))
+    assert ddp_values(DdpSettings(use_megatron_fsdp=True))["data_parallel_sharding_strategy"] == "optim_grads_params"
+
+
+def test_full_training_of_8b_takes_what_everybody_says() -> None:
+    """2 bytes of weights, 4 of gradients and 12 of optimizer for each of 8.03e9 parameters."""
+    run = run_of(LLAMA_8B, sequence_length=4096, ddp=DdpSettings(use_distributed_optimizer=False))
+
+    most = estimate(run).most
+
+    assert most.parameters == 8_030_261_248
+    assert most.weights + most.gradients + most.optimizer == 18 * most.parameters
+
+
+def test_activations_are_near_megatrons_own_estimate() -> None:
+    """Which is that of selective recomputation, after ffn / h alone (`megatron.training.theoretical_memory_usage`)."""
+    run = run_of(LLAMA_8B, sequence_length=4096, recompute="selective")
+
+    theirs = 32 * 4096 * 4096 * (18 + 4 * 14336 / 4096)
+
+    assert estimate(run).most.activations == pytest.approx(theirs, rel=0.15)
+
+
+def test_the_distributed_optimizer_and_full_recomputation_take_less() -> None:
+    plain = estimate(run_of(LLAMA_8B, sequence_length=4096, world_size=8)).most
+
+    full = estimate(run_of(LLAMA_8B, sequence_length=4096, world_size=8, recompute="full")).most
+
+    assert plain.optimizer == 12 * plain.parameters // 8
+    assert full.activations < plain.activations / 5
+
+
+def test_an_adapter_trains_a_thousandth() -> None:
+    run = run_of(LLAMA_8B, peft=PeftSettings(dim=8, alpha=16), sequence_length=1024)
+
+    most = estimate(run).most
+
+    per_layer = 8 * ((4096 + 6144) + (4096 + 4096) + (4096 + 2 * 14336) + (14336 + 4096))
+    assert most.gradients == 4 * 32 * per_layer
+    assert most.weights == 2 * (8_030_261_248 + 32 * per_layer)
+
+
+def test_expert_parallelism_shares_experts_alone() -> None:
+    one = estimate(run_of(QWEN3_235B, parallelism=Parallelism(ep_size=1))).most
+    eight = estimate(run_of(QWEN3_235B, parallelism=Parallelism(ep_size=8))).most
+
+    experts = 94 * 128 * 3 * 4096 * 1536
+    assert one.parameters == 235_093_634_560
+    assert one.parameters - eight.parameters == experts - experts // 8
+
+
+def test_the_nearest_parallelism_that_fits_is_found_for_the_largest_models() -> None:
+    asked = run_of(DEEPSEEK_V3, parallelism=Parallelism(tp_size=8, world_size=256), sequence_length=4096)
+
+    fit = nearest_fitting(asked, 80 * GIB)
+
+    assert fit is not None
+    assert fit.estimate.most.total <= 76 * GIB
+    assert fit.world_size % fewest_gpus(fit.parallelism) == 0
+
+
+def test_a_run_that_fits_is_let_through() -> None:
+    run = run_of(LLAMA_8B, parallelism=Parallelism(tp_size=4, world_size=8), sequence_length=2048)
+
+    assert refuse_too_large(run, 80 * GIB).most.total < 76 * GIB
+
+
+@pytest.mark.parametrize(
+    ("layers", "sizes", "expected"),
+    [
+        (8, {"pp_size": 4}, (2, 2, 2, 2)),
+        (8, {"pp_size": 3}, None),
+        (61, {"pp_size": 4, "first_stage_layers": 14, "last_stage_layers": 15}, (14, 16, 16, 15)),
+        (61, {"pp_size": 4, "last_stage_layers": 13}, (16, 16, 16, 13)),
+        (8, {"pp_size": 2, "vpp_size": 2}, (4, 4)),
+        (6, {"pp_size": 2, "vpp_size": 2}, None),
+        (4, {"pp_size": 2, "first_stage_layers": 4}, None),
+    ],
+)
+def test_layers_are_dealt_out_as_megatron_deals_them(
+    layers: int, sizes: dict[str, int], expected: tuple[int, ...] | None
+) -> None:
+    assert layers_per_stage(layers, Parallelism(**sizes)) == expected
+
+
+def test_chunks_take_turns() -> None:
+    assert chunks_of_stages((4, 4), 2) == ((range(2), range(4, 6)), (range(2, 4), range(6, 8)))
+
+
+def test_the_fewest_gpus_serve_dense_layers_and_experts() -> None:
+    assert fewest_gpus(Parallelism(tp_size=2, pp_size=4)) == 8
+    assert fewest_gpus(Parallelism(tp_size=2, pp_size=2, ep_size=8, etp_size=1)) == 16
+    assert fewest_gpus(Parallelism(tp_size=3, ep_size=2, etp_size=1)) == 6

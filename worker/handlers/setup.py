@@ -1,0 +1,286 @@
+"""The `setup` job: a directory that a trainer starts from, its base included or referred to."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from ..adapters.fresh import FreshAdapter
+from ..adapters.mcore_config import PEFT_CONFIG
+from ..checkpoints.extents import Item, TargetFile
+from ..checkpoints.iterations import RELEASE, TRACKER, tracker_text
+from ..checkpoints.publish import MANIFEST
+from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
+from ..engine.collection import uncollected
+from ..engine.convert import refuse_unequal
+from ..engine.parts import file_bytes_for
+from ..integration.peft import Peft
+from ..jobs.errors import BadInputError, ConflictError
+from ..jobs.locations import Locations, refuse_existing, refuse_inside
+from ..jobs.setup_spec import DType, PeftSettings, SetupSpec
+from ..mapping.blocks import Address, Plan, Task
+from ..mapping.family import megatron_values
+from ..mapping.run_config import RUN_CONFIG
+from ..setups.ddp_values import ddp_json, ddp_values
+from ..setups.memory_estimate import estimate
+from ..setups.parallel_checks import refuse_impossible
+from ..setups.readme import readme
+from ..setups.registry import profile_of
+from ..setups.run_config import run_config
+from ..setups.run_values import run_values
+from ..setups.stages import fewest_gpus
+from ..setups.suggestion import refuse_too_large
+from ..setups.trainer_run import TrainerRun
+from .context import JobContext, Prepared
+from .conversion import Conversion, carry_out
+from .hf_source import STORED
+from .import_checkpoint import MODEL_CONFIG, common_state
+from .linking import listed_in
+from .setup_base import BASE, HF, SetupBase, open_setup_base
+
+DDP_CONFIG, README = "ddp_config.json", "README.md"
+_ADAPTER = "adapter"
+_LONGEST = 4096
+"""Tokens of a sample, unless asked for more."""
+_NAMES: dict[str, DType] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def run(spec: SetupSpec, context: JobContext) -> Prepared:
+    """Plan, write or link the base, write the configs, finalize. Upstream's config object is built beside the copy."""
+    started = time.monotonic()
+    planned = _planned(spec, context.locations)
+    conversion, trainer_run, base = planned.conversion, planned.run, planned.base
+    if base.files:
+        refuse_unequal(base.plan.must_be_equal, base.weights)
+    context.model_configs.start(megatron_values(base.model.family, run_values(trainer_run), spec.source))
+
+    def late_files() -> dict[str, bytes]:
+        config = context.model_configs.result()
+        text = run_config(config, ddp_values(spec.ddp), trainer_run)
+        inside = {f"{RELEASE}/{RUN_CONFIG}": text} if base.is_here else {}
+        return {MODEL_CONFIG: json.dumps(config, indent=1).encode() + b"\n", RUN_CONFIG: text, **inside}
+
+    return carry_out(conversion, spec, context, started, late_files)
+
+
+@uncollected()
+def prepare(spec: SetupSpec, locations: Locations) -> Conversion:
+    """Everything that can be known before the first byte; the run's parallelism and memory are judged."""
+    return _planned(spec, locations).conversion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    conversion: Conversion
+    run: TrainerRun
+    base: SetupBase
+
+
+def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
+    source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
+    _refuse_target(spec, target)
+    refuse_inside(source, target)
+    if not source.is_dir():
+        raise _no_source(source)
+    if spec.peft is not None:
+        _checked(spec.peft)
+    base = open_setup_base(spec, source, target, locations)
+    trainer_run = _trainer_run(spec, base, target)
+    refuse_impossible(trainer_run)
+    refuse_too_large(trainer_run, spec.gpu_bytes)
+    profile = profile_of(spec.profile)
+    adapter = _fresh_adapter(spec, base, trainer_run)
+    small = {
+        **base.small_files,
+        **adapter.small_files,
+        **_configs(spec),
+        **profile.files(trainer_run),
+        README: readme(profile, trainer_run),
+    }
+    tasks = base.plan.tasks if base.files else ()
+    conversion = Conversion(
+        kind="setup",
+        source=source,
+        target=target,
+        model=base.model,
+        weights=base.weights,
+        plan=Plan(tasks=(*tasks, *adapter.tasks), dropped=base.plan.dropped, filled=base.plan.filled),
+        items=(*(base.items if base.files else ()), *adapter.items),
+        files=(*base.files, *adapter.files),
+        small_files=small,
+        carried=base.carried,
+        sources=base.sources,
+        part_bytes=spec.part_bytes,
+        linked=base.linked,
+        linked_tensors=base.linked_tensors,
+        facts={
+            BASE: {"way": base.way, "fingerprint": base.fingerprint},
+            "setup": _told(spec, trainer_run),
+        },
+    )
+    return _Planned(conversion=conversion, run=trainer_run, base=base)
+
+
+def _refuse_target(spec: SetupSpec, target: Path) -> None:
+    """`reuse` never takes away what a trainer has put beside what was set up."""
+    match spec.on_exists:
+        case "error":
+            refuse_existing(target)
+        case "replace":
+            return
+        case "reuse":
+            if not target.exists():
+                return
+            listed = listed_in(target)
+            if listed is None or listed.document.get("spec", {}).get("kind") != "setup":
+                raise _not_ours(target, "a folder that no setup wrote")
+            known = {*listed.files, MANIFEST}
+            more = [path for path in target.rglob("*") if not path.is_dir()]
+            foreign = sorted(str(path.relative_to(target)) for path in more)
+            foreign = [name for name in foreign if name not in known]
+            if foreign:
+                raise _not_ours(target, f"{foreign[0]!r}, which the setup did not write")
+
+
+def _trainer_run(spec: SetupSpec, base: SetupBase, target: Path) -> TrainerRun:
+    values = base.model.mcore
+    longest = values.integer("seq_length", _LONGEST)
+    return TrainerRun(
+        model=base.model,
+        dtype=_NAMES[values.text("params_dtype", "float32")],
+        parallelism=spec.parallelism,
+        world_size=spec.parallelism.world_size or fewest_gpus(spec.parallelism),
+        target=target,
+        base=base.root,
+        iteration=base.iteration,
+        hf=target / HF,
+        hf_weights=base.hf_weights,
+        peft=spec.peft,
+        adapter=target / _ADAPTER if spec.peft is not None and spec.peft.init_adapter else None,
+        ddp=spec.ddp,
+        sequence_length=spec.sequence_length or min(longest, _LONGEST),
+        micro_batch_size=spec.micro_batch_size,
+        recompute=spec.recompute,
+        seed=spec.seed,
+    )
+
+
+def _configs(spec: SetupSpec) -> Mapping[str, bytes]:
+    found = {DDP_CONFIG: ddp_json(spec.ddp)}
+    return found if spec.peft is None else found | {PEFT_CONFIG: _peft_json(spec.peft)}
+
+
+def _peft_json(peft: PeftSettings) -> bytes:
+    """As `create_peft` reads it, the targets that are meant spelled out."""
+    values = {**peft.model_dump(exclude={"init_adapter"}), "target_modules": _checked(peft).targets}
+    return json.dumps(values, indent=2).encode() + b"\n"
+
+
+def _told(spec: SetupSpec, trainer_run: TrainerRun) -> Mapping[str, object]:
+    """For plan and manifest: what was decided, and what a rank is estimated to hold."""
+    sizes = trainer_run.parallelism.model_dump()
+    decided = {
+        "etp_size": trainer_run.etp_size,
+        "sequence_parallel": trainer_run.sequence_parallel,
+        "world_size": trainer_run.world_size,
+        "dp_size": trainer_run.dp_size,
+    }
+    return {
+        "profile": profile_of(spec.profile).trainer,
+        "parallelism": {**sizes, **decided},
+        "sequence_length": trainer_run.sequence_length,
+        "memory": asdict(estimate(trainer_run)),
+        "gpu_bytes": spec.gpu_bytes,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Adapter:
+    tasks: tuple[Task, ...] = ()
+    items: tuple[Item, ...] = ()
+    files: tuple[TargetFile, ...] = ()
+    small_files: Mapping[str, bytes]
+
+
+def _fresh_adapter(spec: SetupSpec, base: SetupBase, trainer_run: TrainerRun) -> _Adapter:
+    if spec.peft is None:
+        return _Adapter(small_files={})
+    peft = _checked(spec.peft)
+    fresh = FreshAdapter(
+        dim=peft.dim,
+        seed=peft.seed,
+        dtype=STORED[trainer_run.dtype],
+        parts=peft.parts_of,
+        base=base.rows if peft.type == "dora" else None,
+    )
+    items = fresh.items(base.model)
+    if not items:
+        raise BadInputError(
+            "bad_request",
+            "spec field peft.target_modules",
+            found=", ".join(peft.targets),
+            expected=f"names of layers that a {base.model.family.name} model has",
+            next_step="Name others, such as linear_qkv, linear_proj, linear_fc1, linear_fc2.",
+        )
+    if not spec.peft.init_adapter:
+        return _Adapter(small_files={})
+    folder = f"{_ADAPTER}/{RELEASE}"
+    files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
+    objects = lay_out_objects(_common(peft), folder)
+    return _Adapter(
+        tasks=tuple(map(_task, items)),
+        items=items,
+        files=(*files, objects),
+        small_files={
+            **{f"{folder}/{name}": data for name, data in index_files(items, files, objects).items()},
+            f"{_ADAPTER}/{TRACKER}": tracker_text(None).encode(),
+            f"{_ADAPTER}/{PEFT_CONFIG}": _peft_json(spec.peft),
+        },
+    )
+
+
+def _task(item: Item) -> Task:
+    """Nothing is read for it."""
+    return Task(target=Address(item.name, item.index), dtype=item.dtype, shape=item.shape, stack=item.stack, blocks=())
+
+
+def _common(peft: Peft) -> dict[str, object]:
+    """What `load_peft_adapter_checkpoint` compares: a wrong alpha would scale silently."""
+    described = {"type": peft.type, "dim": peft.dim, "alpha": peft.alpha, "target_modules": list(peft.targets)}
+    [(name, common)] = common_state(None).items()
+    return {name: [{**cast("list[dict[str, object]]", common)[0], "peft": described}]}
+
+
+def _checked(peft: PeftSettings) -> Peft:
+    try:
+        return Peft(**peft.model_dump(exclude={"init_adapter"}))
+    except ValueError as error:
+        raise BadInputError(
+            "bad_request",
+            "spec field peft",
+            found=str(error),
+            expected="adapters that Megatron's layers can have",
+            next_step="Mend the field.",
+        ) from error
+
+
+def _no_source(source: Path) -> BadInputError:
+    return BadInputError(
+        "missing_file",
+        f"source {source}",
+        found="no such folder",
+        expected="an HF folder, a Megatron checkpoint, or with `init: random` a folder with config.json",
+        next_step="Check the path.",
+    )
+
+
+def _not_ours(target: Path, found: str) -> ConflictError:
+    return ConflictError(
+        "target_exists",
+        f"target {target}",
+        found=found,
+        expected="a directory as an earlier setup left it",
+        next_step="Move away what is to be kept, or choose another target.",
+    )

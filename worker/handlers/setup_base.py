@@ -1,0 +1,237 @@
+"""The weights that a trainer starts from: imported, drawn, linked, used again from an earlier setup, or elsewhere."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ..adapters.fresh import BaseRows
+from ..checkpoints.drawn_source import DrawnSource, DrawnTensor
+from ..checkpoints.extents import Item, TargetFile
+from ..checkpoints.hf_folder import CONFIG, side_files
+from ..checkpoints.identity import FileIdentity, identities
+from ..checkpoints.iterations import RELEASE, TRACKER, iteration_folder, iteration_name, tracker_text
+from ..checkpoints.source import Source
+from ..checkpoints.torch_dist import METADATA
+from ..engine.convert import plan_digest
+from ..engine.digests import FileDigest, digest_of
+from ..engine.plain_weights import CONFIGURED
+from ..jobs.errors import BadInputError
+from ..jobs.locations import Locations
+from ..jobs.setup_spec import SetupSpec
+from ..mapping.bindings import Model
+from ..mapping.blocks import Address, Plan
+from ..mapping.initial_values import initial_values
+from ..mapping.plan import plan_import
+from ..mapping.quantization import quantized, without_quantization
+from ..mapping.run_config import RUN_CONFIG
+from .config import model_of, read_record
+from .export_checkpoint import open_checkpoint
+from .hf_source import STORED, HFSource, as_json, open_hf
+from .import_checkpoint import lay_out, sources_of
+from .linking import Linked, linked, listed_in
+from .verify import is_hf
+
+HF = "hf"
+BASE = "base"
+"""In the manifest: what the base was made from."""
+
+Way = Literal["imported", "drawn", "linked", "referenced"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupBase:
+    """A Megatron checkpoint, written here or elsewhere."""
+
+    way: Way
+    model: Model
+    weights: Source
+    plan: Plan
+    items: tuple[Item, ...]
+    files: tuple[TargetFile, ...]
+    small_files: Mapping[str, bytes]
+    carried: Mapping[str, Path]
+    sources: tuple[FileIdentity, ...]
+    linked: Mapping[str, Linked]
+    linked_tensors: Mapping[str, str]
+    root: Path
+    """The folder with the tracker file."""
+    iteration: int | None
+    hf_weights: Path | None
+    fingerprint: str
+    """Of source and layout: an earlier setup with the same one holds the same base."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the directory itself holds the weights."""
+        return self.way != "referenced"
+
+    def rows(self, address: Address) -> BaseRows:
+        """A Megatron tensor's rows, whether it is written or was there."""
+        for item in self.items:
+            if (item.name, item.index) == (address.name, address.index):
+                return BaseRows(dtype=item.dtype, extents=item.extents)
+        tensor = self.weights.tensors[address.name]
+        rows = tensor.shape[len(address.index)]
+        return BaseRows(dtype=tensor.dtype, extents=self.weights.rows(address.name, address.index, 0, rows))
+
+
+def open_setup_base(spec: SetupSpec, source: Path, target: Path, locations: Locations) -> SetupBase:
+    """Read configs and indexes. BadInputError where the source cannot serve as the spec asks."""
+    if spec.init == "random":
+        return _again(_drawn(spec, source, target), spec, target)
+    if is_hf(source):
+        if spec.base not in ("auto", "import"):
+            raise _no_such_base(spec, "an HF checkpoint", "import")
+        return _again(_imported(spec, source, target, open_hf(source, spec.dtype), "imported"), spec, target)
+    if spec.base == "import" or spec.dtype is not None:
+        raise _no_such_base(spec, "a Megatron checkpoint, whose bytes are shared as they are", "link or reference")
+    return _megatron(spec, source, target, locations)
+
+
+def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way: Way) -> SetupBase:
+    plan = plan_import(opened.model, opened.weights.tensors, None)
+    laid_out = lay_out(plan, opened, side_files(source), None)
+    sources = identities((source / CONFIG, *opened.weights.files_of(sources_of(plan))))
+    told = [(one.path.name, one.bytes, one.mtime_ns) for one in sources]
+    seed = spec.seed if way == "drawn" else None
+    return SetupBase(
+        way=way,
+        model=opened.model,
+        weights=opened.weights,
+        plan=plan,
+        items=laid_out.items,
+        files=laid_out.files,
+        small_files=laid_out.small_files,
+        carried=laid_out.carried,
+        sources=sources,
+        linked={},
+        linked_tensors={},
+        root=target,
+        iteration=None,
+        hf_weights=source if way == "imported" else None,
+        fingerprint=digest_of(repr((way, seed, told, plan_digest(plan, laid_out.files))).encode()),
+    )
+
+
+def _drawn(spec: SetupSpec, source: Path, target: Path) -> SetupBase:
+    """A fresh model of this config."""
+    config = read_record(source)
+    given = STORED[spec.dtype] if spec.dtype else None
+    named = {name: stored for stored, name in CONFIGURED.items()}
+    said = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    dtype = given or named.get(said, "BF16")
+    plain = without_quantization(config, CONFIGURED[dtype])
+    model = model_of(plain)
+    drawn = {
+        name: DrawnTensor(
+            shape=values.shape,
+            dtype="F32" if values.in_fp32 else dtype,
+            law=values.law,
+            low=values.low,
+            high=values.high,
+        )
+        for name, values in initial_values(model).items()
+    }
+    same = quantized(config) is None and dict(plain.values) == dict(config.values)
+    opened = HFSource(
+        model=model, weights=DrawnSource.of(spec.seed, drawn), config_json=None if same else as_json(plain)
+    )
+    return _imported(spec, source, target, opened, "drawn")
+
+
+def _megatron(spec: SetupSpec, source: Path, target: Path, locations: Locations) -> SetupBase:
+    hf_config = locations.resolve_source(spec.hf_config) if spec.hf_config else None
+    opened = open_checkpoint(source, hf_config, allow_pickle=locations.allow_pickle)
+    folder = iteration_folder(source)
+    if not (folder / METADATA).exists():
+        raise _no_such_base(spec, "Megatron's older torch format", "none: export it to HF first, and set up from that")
+    links = spec.base == "link" or (spec.base == "auto" and _can_link(folder, target))
+    described = opened.described
+    small = {f"{HF}/{CONFIG}": described.config_json} if described.config_json is not None else {}
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sources = identities(found.values())
+    base = SetupBase(
+        way="referenced",
+        model=described.model,
+        weights=opened.weights,
+        plan=Plan(tasks=(), dropped=opened.plan.dropped, filled=opened.plan.filled),
+        items=(),
+        files=(),
+        small_files=small,
+        carried={f"{HF}/{name}": path for name, path in described.carried.items() if f"{HF}/{name}" not in small},
+        sources=sources,
+        linked={},
+        linked_tensors={},
+        root=folder.parent,
+        iteration=_iteration_of(folder),
+        hf_weights=None,
+        fingerprint=digest_of(repr([(one.path.name, one.bytes, one.mtime_ns) for one in sources]).encode()),
+    )
+    if links:
+        return _linked(base, folder, found, target)
+    if not (folder.parent / TRACKER).exists():
+        raise _no_such_base(spec, f"an iteration folder without {TRACKER} beside it, which trainers ask for", "link")
+    return base
+
+
+def _linked(base: SetupBase, folder: Path, found: Mapping[str, Path], target: Path) -> SetupBase:
+    """The same as `release`, from which trainers start afresh whatever iteration it was."""
+    listed = listed_in(folder.parent)
+    known: Mapping[str, FileDigest] = {} if listed is None else listed.files
+    files = {
+        f"{RELEASE}/{name}": linked(path, known.get(f"{folder.name}/{name}"))
+        for name, path in found.items()
+        if name != RUN_CONFIG  # this run has its own
+    }
+    whole = listed is not None and all(file.digest is not None for file in files.values())
+    return replace(
+        base,
+        way="linked",
+        linked=files,
+        linked_tensors=dict(listed.tensors) if whole and listed is not None else {},
+        small_files={**base.small_files, TRACKER: tracker_text(None).encode()},
+        root=target,
+        iteration=None,
+    )
+
+
+def _again(base: SetupBase, spec: SetupSpec, target: Path) -> SetupBase:
+    """The base with the files of the setup that stands at the target, where that has the same ones."""
+    if spec.on_exists != "reuse":
+        return base
+    listed = listed_in(target)
+    if listed is None or listed.document.get(BASE) != {"way": base.way, "fingerprint": base.fingerprint}:
+        return base
+    sizes = {file.path: file.size for file in base.files}
+    if any(not (target / name).is_file() or (target / name).stat().st_size != size for name, size in sizes.items()):
+        return base
+    files = {name: linked(target / name, listed.files.get(name)) for name in sizes}
+    labels = {item.label for item in base.items} | {str(span.label) for file in base.files for span in file.spans}
+    return replace(
+        base,
+        files=(),
+        linked=files,
+        linked_tensors={name: digest for name, digest in listed.tensors.items() if name in labels},
+    )
+
+
+def _can_link(folder: Path, target: Path) -> bool:
+    place = next(parent for parent in target.parents if parent.exists())
+    return folder.stat().st_dev == place.stat().st_dev
+
+
+def _iteration_of(folder: Path) -> int | None:
+    number = folder.name.removeprefix("iter_")
+    return int(number) if number.isdecimal() and iteration_name(int(number)) == folder.name else None
+
+
+def _no_such_base(spec: SetupSpec, found: str, expected: str) -> BadInputError:
+    asked = f"dtype {spec.dtype}" if spec.dtype is not None and spec.base != "import" else f"base {spec.base}"
+    return BadInputError(
+        "bad_request",
+        f"spec field {asked}",
+        found=f"{found} as source",
+        expected=expected,
+        next_step="Change or leave out the field, or name another source.",
+    )

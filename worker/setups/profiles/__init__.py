@@ -1,0 +1,1 @@
+"""Trainers: what each reads, a file a trainer."""

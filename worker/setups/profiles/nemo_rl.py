@@ -1,0 +1,167 @@
+"""NeMo-RL, its Megatron policy: overrides of `grpo_math_1B_megatron.yaml`, and the base where it looks for its import.
+
+NeMo-RL imports an HF model once into `$NRL_MEGATRON_CHECKPOINT_DIR/model_<path with _ for />/iter_0000000`, and starts
+from that folder where it is there (`nemo_rl/models/megatron/setup.py`).
+"""
+
+import shlex
+from collections.abc import Mapping
+
+from ...checkpoints.iterations import iteration_name
+from ..ddp_values import ddp_values
+from ..profile import Profile, ReadKey
+from ..trainer_run import TrainerRun
+from ..yaml_text import yaml_text
+from .refusal import no_setting
+
+_TRAINER = "NeMo-RL (commit 00294d9)"
+OVERRIDES, START = "nemo_rl.yaml", "start.sh"
+_EXAMPLE = "examples/configs/grpo_math_1B_megatron.yaml"
+_LORA_EXAMPLE = "examples/configs/grpo_math_1B_lora_megatron.yaml"
+_DDP = (
+    "grad_reduce_in_fp32",
+    "overlap_grad_reduce",
+    "overlap_param_gather",
+    "average_in_collective",
+    "data_parallel_sharding_strategy",
+)
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_POLICY = "policy.megatron_cfg"
+
+
+def document(run: TrainerRun) -> dict[str, object]:
+    """What differs from NeMo-RL's example. BadInputError where it has no such setting."""
+    sizes = run.parallelism
+    if sizes.vpp_size is not None:
+        raise no_setting(_TRAINER, "spec field parallelism.vpp_size", sizes.vpp_size, "Leave it out.")
+    if run.ddp.use_megatron_fsdp:
+        raise no_setting(_TRAINER, "spec field ddp.use_megatron_fsdp", "true", "Leave it out.")
+    for name in run.ddp.overrides:
+        if name not in _DDP:
+            raise no_setting(_TRAINER, f"spec field ddp.overrides.{name}", run.ddp.overrides[name], "Leave it out.")
+    if run.recompute == "selective":
+        raise no_setting(_TRAINER, "spec field recompute", "selective", "Choose `none` or `full`.")
+    megatron: dict[str, object] = {
+        "enabled": True,
+        "tensor_model_parallel_size": sizes.tp_size,
+        "pipeline_model_parallel_size": sizes.pp_size,
+        "context_parallel_size": sizes.cp_size,
+        "expert_model_parallel_size": sizes.ep_size,
+        "expert_tensor_parallel_size": run.etp_size,
+        "sequence_parallel": run.sequence_parallel,
+        "num_layers_in_first_pipeline_stage": sizes.first_stage_layers,
+        "num_layers_in_last_pipeline_stage": sizes.last_stage_layers,
+        "activation_checkpointing": run.recompute == "full",
+        "optimizer": {"use_distributed_optimizer": run.ddp.use_distributed_optimizer},
+        "distributed_data_parallel_config": {name: ddp_values(run.ddp)[name] for name in _DDP},
+        **_lora(run),
+    }
+    return {
+        "policy": {
+            "model_name": str(run.hf_weights or run.hf),
+            "tokenizer": {"name": str(run.hf)},
+            "precision": _PRECISIONS[run.dtype],
+            "max_total_sequence_length": run.sequence_length,
+            "train_micro_batch_size": run.micro_batch_size,
+            "megatron_cfg": megatron,
+        },
+        "checkpointing": {"enabled": True, "checkpoint_dir": f"{run.target}-checkpoints"},
+        "cluster": {"gpus_per_node": min(run.world_size, 8), "num_nodes": -(-run.world_size // 8)},
+    }
+
+
+def _lora(run: TrainerRun) -> dict[str, object]:
+    if run.peft is None:
+        return {}
+    if run.peft.type != "lora":
+        raise no_setting(_TRAINER, "spec field peft.type", run.peft.type, "Choose `lora`.")
+    values: dict[str, object] = {
+        "enabled": True,
+        "dim": run.peft.dim,
+        "alpha": run.peft.alpha,
+        "dropout": run.peft.dropout,
+        "dropout_position": run.peft.dropout_position,
+        "target_modules": run.peft.target_modules,
+        "exclude_modules": run.peft.exclude_modules,
+    }
+    return {"peft": values}
+
+
+def _files(run: TrainerRun) -> Mapping[str, bytes]:
+    heading = f"defaults: NeMo-RL's {_EXAMPLE}; give this file by --config."
+    text = yaml_text({"defaults": "grpo_math_1B_megatron.yaml", **document(run)}, heading)
+    return {OVERRIDES: text, START: _start_script(run)}
+
+
+def _start_script(run: TrainerRun) -> bytes:
+    name = str(run.hf_weights or run.hf)
+    imported = f"model_{name.replace('/', '_')}"
+    base = run.base / iteration_name(run.iteration)
+    return f"""#!/usr/bin/env bash
+# From NeMo-RL's folder: bash {shlex.quote(str(run.target / START))}
+set -euo pipefail
+# Where NeMo-RL looks for what it would import itself.
+export NRL_MEGATRON_CHECKPOINT_DIR="${{NRL_MEGATRON_CHECKPOINT_DIR:-$PWD/megatron_checkpoints}}"
+mkdir -p "$NRL_MEGATRON_CHECKPOINT_DIR"/{shlex.quote(imported)}
+ln -sfn {shlex.quote(str(base))} "$NRL_MEGATRON_CHECKPOINT_DIR"/{shlex.quote(imported)}/iter_0000000
+cp {shlex.quote(str(run.target / OVERRIDES))} examples/configs/ferry_{OVERRIDES}
+exec uv run examples/run_grpo.py --config examples/configs/ferry_{OVERRIDES} "$@"
+""".encode()
+
+
+def _start(run: TrainerRun) -> tuple[str, str, str]:
+    return (
+        f"`{OVERRIDES}` builds on NeMo-RL's {_EXAMPLE}; the base is `{run.base}`.",
+        f"Start in NeMo-RL's folder: `bash {run.target / START}`.",
+        "Set first, as further overrides: data, env, grpo.num_prompts_per_step, policy.train_global_batch_size"
+        + ("; vLLM needs the HF weights, which are not here." if run.hf_weights is None else "."),
+    )
+
+
+NEMO_RL = Profile(
+    name="nemo-rl",
+    trainer=_TRAINER,
+    keys=(
+        ReadKey(name="defaults", read_by="nemo_rl/utils/config.py"),
+        *(
+            ReadKey(name=name, read_by=_EXAMPLE)
+            for name in (
+                "policy.model_name",
+                "policy.tokenizer.name",
+                "policy.precision",
+                "policy.max_total_sequence_length",
+                "policy.train_micro_batch_size",
+                f"{_POLICY}.enabled",
+                f"{_POLICY}.tensor_model_parallel_size",
+                f"{_POLICY}.pipeline_model_parallel_size",
+                f"{_POLICY}.context_parallel_size",
+                f"{_POLICY}.expert_model_parallel_size",
+                f"{_POLICY}.expert_tensor_parallel_size",
+                f"{_POLICY}.sequence_parallel",
+                f"{_POLICY}.num_layers_in_first_pipeline_stage",
+                f"{_POLICY}.num_layers_in_last_pipeline_stage",
+                f"{_POLICY}.activation_checkpointing",
+                f"{_POLICY}.optimizer.use_distributed_optimizer",
+                *(f"{_POLICY}.distributed_data_parallel_config.{name}" for name in _DDP),
+                "checkpointing.enabled",
+                "checkpointing.checkpoint_dir",
+                "cluster.gpus_per_node",
+                "cluster.num_nodes",
+            )
+        ),
+        *(
+            ReadKey(name=f"{_POLICY}.peft.{name}", read_by=_LORA_EXAMPLE)
+            for name in (
+                "enabled",
+                "dim",
+                "alpha",
+                "dropout",
+                "dropout_position",
+                "target_modules",
+                "exclude_modules",
+            )
+        ),
+    ),
+    files=_files,
+    start=_start,
+)
