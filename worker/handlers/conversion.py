@@ -203,8 +203,8 @@ def _fill(
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
     files = dict(done.files) | _write_small_files(staged.path, conversion, late_files())
-    touched = {**conversion.touched, **late_norms()}
     files |= link_files(staged.path, conversion.linked, copy_options(conversion, context), _ignored)
+    touched = {**conversion.touched, **late_norms()}
     verified = _verified(conversion, spec, staged.path, context)
     refuse_changed(conversion.sources)
     result = CheckpointResult(
