@@ -5,12 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.families.case import BY_NAME
 from tests.families.test_logits import TOLERANCE, difference
 from tests.families.workshop import Workshop
+from tests.jobs_here import do
 from tests.megatron.ranks import Ranks
+from worker.jobs.spec import AdapterExportSpec, AdapterUse, MergeSpec
 
+NOWHERE = Path("/nowhere")
 DENSE, MOE = BY_NAME["gqa"], BY_NAME["qwen3-moe"]
 TOKENS = [[(7 * place * (row + 1)) % 257 for place in range(16)] for row in range(2)]
 LORA: dict[str, Any] = {"type": "lora", "rank": 4, "alpha": 2}
@@ -119,6 +123,29 @@ def test_ranks_train_the_experts_adapters_that_one_rank_trains(
     workshop: Workshop, megatron: Ranks, two_ranks: Ranks, tmp_path: Path, sizes: dict[str, int]
 ) -> None:
     _same_training(workshop, megatron, two_ranks, MOE, {**ROUTED, "lora_B_init_method": "normal"}, sizes, tmp_path)
+
+
+@TYPES
+@pytest.mark.parametrize("case", [DENSE, MOE], ids=str)
+def test_what_a_trainer_saved_is_merged_as_its_export(
+    workshop: Workshop, megatron: Ranks, tmp_path: Path, case: Any, peft_type: str
+) -> None:
+    base, saved, peft = workshop.source(case), tmp_path / "saved", tmp_path / "peft"
+    fields = {**(ROUTED if case is MOE and peft_type == "lora" else LORA), "type": peft_type}
+    fields["lora_B_init_method"] = "normal"
+    root = workshop.imported(case)
+    megatron.run("tests.megatron.adapters:saved_fresh", root=root, target=saved, peft=fields, sizes={})
+
+    do(AdapterExportSpec(source=str(saved), target=str(peft), base=str(base)), NOWHERE)
+    for adapter in (saved, peft):
+        use = AdapterUse(path=str(adapter))
+        do(MergeSpec(source=str(base), target=f"{adapter}-merged", adapters=(use,)), NOWHERE)
+
+    ours, theirs = (load_file(tmp_path / f"{of}-merged" / "model.safetensors") for of in ("saved", "peft"))
+    before = load_file(base / "model.safetensors")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    changed = {name.rsplit(".", 2)[1] for name in before if not np.array_equal(ours[name], before[name])}
+    assert changed >= {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 @pytest.mark.slow

@@ -192,6 +192,26 @@ def test_layers_that_hf_does_not_load_need_no_factors(tmp_path: Path) -> None:
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(layers)}
 
 
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_what_multi_token_prediction_shares_stays_shared(tmp_path: Path, warm_model_configs: Path, module: str) -> None:
+    base = case("glm4-moe-mtp", tmp_path / "base")
+    adapter = write_adapter(base, tmp_path / "adapter", target_modules=[module])
+    do(ImportSpec(source=str(base), target=str(tmp_path / "mcore")), warm_model_configs)
+
+    do(spec(base, tmp_path / "out", adapter), NOWHERE)
+    do(spec(tmp_path / "mcore", tmp_path / "again", adapter), NOWHERE)
+    do(spec(tmp_path / "mcore", tmp_path / "to", adapter, to="megatron"), warm_model_configs)
+
+    ours = tensors(tmp_path / "out")
+    name = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}[module] + ".weight"
+    copy = {"embed_tokens": "embed_tokens", "lm_head": "shared_head.head"}[module] + ".weight"
+    assert torch.equal(ours[f"model.layers.4.{copy}"], ours[name])
+    assert not torch.equal(ours[name], tensors(base)[name])
+    assert {key for key in ours if not torch.equal(ours[key], tensors(tmp_path / "again")[key])} == set()
+    touched = json.loads((tmp_path / "out" / "manifest.json").read_text())["touched"]
+    assert touched[f"model.layers.4.{copy}"] == touched[name] > 0
+
+
 def test_several_adapters_are_added_to_the_same_base(base: Path, tmp_path: Path) -> None:
     one = write_adapter(base, tmp_path / "one", 1, target_modules=["q_proj", "up_proj"], r=2)
     two = write_adapter(base, tmp_path / "two", 2, target_modules=["q_proj", "down_proj"], r=6)

@@ -167,6 +167,42 @@ def of_experts(rank: int, *, shared: bool) -> Tensors:
     }
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("name", ["gpt-oss", "gpt-oss-yarn-oblong"])
+def test_experts_that_hf_keeps_turned_are_merged(
+    tmp_path: Path, warm_model_configs: Path, name: str, dora: bool
+) -> None:
+    """By hand, in Megatron's own layout; and HF merge then import is import then merge, bit for bit."""
+    base = case(name, tmp_path / "base")
+    do(ImportSpec(source=str(base), target=str(tmp_path / "mcore")), warm_model_configs)
+    before = read_tensors(tmp_path / "mcore" / "release")
+    torch.manual_seed(3)
+    tensors: Tensors = {}
+    expected: Tensors = {}
+    for leaf in LAYERS[2:]:
+        weight = before[f"decoder.layers.mlp.experts.experts.{leaf}.weight"]
+        *stack, rows, columns = weight.shape
+        a, b, m = 0.1 * torch.randn(*stack, 3, columns), 0.1 * torch.randn(*stack, rows, 3), torch.rand(*stack, rows)
+        key = f"decoder.layers.mlp.experts.experts.{leaf}"
+        tensors |= {f"{key}.adapter.linear_in.weight": a, f"{key}.adapter.linear_out.weight": b}
+        moved = weight.double() + 2 * b.double() @ a.double()
+        if dora:
+            tensors[f"{key}.adapter.weight_magnitude"] = m
+            moved *= (m / moved.norm(dim=-1))[..., None]
+        expected[f"{key}.weight"] = moved
+    config = {"type": "dora" if dora else "lora", "dim": 3, "alpha": 6, "target_modules": LAYERS[2:]}
+    adapter = save(tmp_path / "m", tensors, **config)
+
+    ours = merge(tmp_path / "mcore", tmp_path / "ours", adapter, socket=warm_model_configs, to="megatron")
+
+    for key, tensor in ours.items():
+        exact = expected.get(key, before[key].double())
+        torch.testing.assert_close(tensor.double(), exact, rtol=2e-6, atol=2e-6, msg=key)
+    merge(base, tmp_path / "hf", adapter)
+    do(ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "hf-mcore")), warm_model_configs)
+    identical(read_tensors(tmp_path / "hf-mcore" / "release"), ours)
+
+
 def test_experts_of_a_smaller_rank_have_a_larger_scale(tmp_path: Path) -> None:
     """`normalize_moe_lora`: alpha over their own rank."""
     base = case("qwen3-moe", tmp_path / "base")

@@ -1,4 +1,4 @@
-"""How a Megatron adapter was trained: our `peft_config.json`, or `peft:` of Megatron-Bridge's run config."""
+"""How a Megatron adapter was trained: our `peft_config.json`, or `peft` of a run config or of our own trainers."""
 
 import json
 import re
@@ -88,13 +88,26 @@ class ReadConfig:
     path: Path
 
 
-def read_mcore_config(source: Path, folder: Path) -> ReadConfig:
-    """Of the checkpoint `source` with its iteration folder. BadInputError where there is none, or it is unknown."""
+@dataclass(frozen=True, slots=True)
+class SavedConfig:
+    """Values, and the file that holds them."""
+
+    values: Mapping[str, object]
+    path: Path
+
+
+def read_mcore_config(source: Path, folder: Path, saved: SavedConfig | None = None) -> ReadConfig:
+    """Of the checkpoint `source` with its iteration folder. BadInputError where there is none, or it is unknown.
+
+    `saved` is what a trainer with our adapters left in the checkpoint itself.
+    """
     for path in dict.fromkeys((source / PEFT_CONFIG, folder / PEFT_CONFIG, folder.parent / PEFT_CONFIG)):
         if path.exists():
             return ReadConfig(_parse(read_json_object(path, "an adapter's config"), str(path)), path)
     path = folder / RUN_CONFIG
     section = read_yaml_object(path, "a run's config").get(_SECTION) if path.exists() else None
+    if section is None and saved is not None:
+        return ReadConfig(_parse(saved.values, f"{saved.path}: peft"), saved.path)
     if not isinstance(section, Mapping):
         raise BadInputError(
             "missing_file",

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from zlib import crc32
@@ -53,6 +53,8 @@ class MergedSource:
     """Their files."""
     untied: bool
     """The output layer is a tensor of its own now."""
+    followers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Copies of changed tensors, and of which: what is one parameter to the model stays so."""
 
     @classmethod
     def of(cls, base: Base, adapters: Collection[tuple[Matched, float]], folding: Folding) -> "MergedSource":
@@ -76,17 +78,23 @@ class MergedSource:
             untied=untied,
         )
 
+    def with_followers(self, copies: Mapping[str, str]) -> "MergedSource":
+        """The same where these tensors of the base, each the same as another, change with it."""
+        return replace(self, followers=copies)
+
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
         read = self.base.plain.files_of({self._origin(name) for name in names})
         return (*read, *self.adapters)
 
     def whole(self, name: str) -> tuple[Extent, ...]:
+        name = self.followers.get(name, name)
         if name in self.touched or name in self.replaced:
             shape = self.tensors[name].shape
             return self.rows(name, (), 0, shape[0])
         return self.base.plain.whole(self._origin(name))
 
     def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
+        name = self.followers.get(name, name)
         if name in self.touched:
             return self._touched(name, index, start, rows)
         if name in self.replaced:

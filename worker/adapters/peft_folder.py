@@ -69,7 +69,11 @@ class PeftFolder:
     @classmethod
     def open(cls, path: Path) -> "PeftFolder":
         """BadInputError where the config is not understood, a tensor's name is not, or a factor has no partner."""
-        return cls.of(path, read_peft_config(path), path / ADAPTER_CONFIG, SafetensorsFolder.of_file(_weights(path)))
+        config = read_peft_config(path)
+        folder = cls.of(path, config, path / ADAPTER_CONFIG, SafetensorsFolder.of_file(_weights(path)))
+        if not folder.modules and not folder.replaced:
+            raise folder.bad("*", "no tensor at all", "factors of LoRA, or saved modules")
+        return folder
 
     @classmethod
     def of(cls, path: Path, config: PeftConfig, described_by: Path, weights: Source) -> "PeftFolder":
@@ -106,8 +110,6 @@ class PeftFolder:
         )
 
     def _check(self) -> None:
-        if not self.modules and not self.replaced:
-            raise self.bad("*", "no tensor at all", "factors of LoRA, or saved modules")
         for name, tensor in self.weights.tensors.items():
             if tensor.dtype not in FLOATS:
                 raise self.bad(name, f"dtype {tensor.dtype}", " or ".join(FLOATS))

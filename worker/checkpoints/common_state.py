@@ -1,7 +1,8 @@
-"""The command line that a training run saved beside a `torch_dist` checkpoint's tensors."""
+"""What a training run saved beside a `torch_dist` checkpoint's tensors: its command line, its adapter's config."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from .plain_values import plain_attributes
@@ -14,14 +15,29 @@ _OBJECT = "common_state/shard_0_1"
 
 
 def saved_args(weights: TorchDistFolder) -> Mapping[str, object]:
-    """Megatron's `args` as plain values, read inert; empty where there are none.
+    """Megatron's `args` as plain values, read inert; empty where there are none."""
+    return plain_attributes(_common(weights).get("args"))
 
-    Megatron-Core before 0.19 wrote `common.pt`, and its loader prefers that file where it is there.
-    """
+
+def saved_peft(weights: TorchDistFolder) -> Mapping[str, object] | None:
+    """What our trainers' adapter checkpoints say of the adapter; None where there is nothing."""
+    found = _common(weights).get("peft")
+    return cast("dict[str, object]", found) if isinstance(found, dict) else None
+
+
+def common_file(weights: TorchDistFolder) -> Path:
+    """The file that holds it."""
+    if (weights.folder / _FILE).exists() or _OBJECT not in weights.objects:
+        return weights.folder / _FILE
+    return weights.folder / weights.objects[_OBJECT].file
+
+
+def _common(weights: TorchDistFolder) -> Mapping[str, object]:
+    """Megatron-Core before 0.19 wrote `common.pt`, and its loader prefers that file where it is there."""
     common = _file(weights) if (weights.folder / _FILE).exists() else weights.object(_OBJECT)
     if isinstance(common, list):  # 0.19 stores every object as the one item of a list
         [common] = cast("list[object]", common)[:1] or [None]
-    return plain_attributes(cast("dict[str, object]", common).get("args")) if isinstance(common, dict) else {}
+    return cast("dict[str, object]", common) if isinstance(common, dict) else {}
 
 
 def _file(weights: TorchDistFolder) -> object:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from ..adapters.linears import base_tensors
+from ..adapters.linears import base_tensors, linears
 from ..adapters.peft_config import ADAPTER_CONFIG
 from ..adapters.peft_folder import WEIGHTS
 from ..adapters.peft_written import WrittenConfig
@@ -28,7 +28,7 @@ def prepare(spec: AdapterExportSpec, locations: Locations) -> Conversion:
     refuse_inside(source, target)
     base = None if spec.base is None else locations.resolve_source(spec.base)
     own = describe(None, source, iteration_folder(source), {}) if base is None else base_model(base, locations)
-    opened = open_mcore_adapter(source, own.model)
+    opened = open_mcore_adapter(source, own.model, linears(own.model))
     model, read, weights = own.model, opened.read, opened.weights
     tensors = peft_tensors(opened.adapter.as_hf_loads_it(), weights)
     items = items_of(tensors.plan, weights)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapters.linears import linears
-from ..adapters.mcore_config import ReadConfig, read_mcore_config
+from ..adapters.linears import Linear
+from ..adapters.mcore_config import ReadConfig, SavedConfig, read_mcore_config
 from ..adapters.mcore_folder import McoreAdapter, find_factors
+from ..checkpoints.common_state import common_file, saved_peft
 from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.torch_dist import TorchDistFolder
 from ..mapping.bindings import Model, bindings
@@ -20,10 +21,15 @@ class OpenedAdapter:
     adapter: McoreAdapter
 
 
-def open_mcore_adapter(source: Path, model: Model) -> OpenedAdapter:
-    """Read config and index. BadInputError where a tensor belongs to nothing, or a layer lacks one."""
+def open_mcore_adapter(source: Path, model: Model, layers: tuple[Linear, ...]) -> OpenedAdapter:
+    """Read config and index; `layers` may be adapted.
+
+    BadInputError where a tensor belongs to nothing, or a layer lacks one.
+    """
     folder = iteration_folder(source)
-    read, weights = read_mcore_config(source, folder), TorchDistFolder.open(folder)
+    weights = TorchDistFolder.open(folder)
+    saved = saved_peft(weights)
+    read = read_mcore_config(source, folder, None if saved is None else SavedConfig(saved, common_file(weights)))
     names = frozenset(binding.target.name for binding in bindings(model))
-    adapter = find_factors(weights, read.config, linears(model), names)
+    adapter = find_factors(weights, read.config, layers, names)
     return OpenedAdapter(read=read, weights=weights, adapter=adapter)

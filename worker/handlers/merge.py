@@ -20,6 +20,7 @@ from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import MergeSpec, replaces
 from ..jobs.state import Progress
+from ..mapping.bindings import Model, copies
 from ..mapping.blocks import Address, Block, Plan, Task
 from ..mapping.plan import plan_import
 from .context import JobContext, Prepared
@@ -55,6 +56,7 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
     adapters = [(matched, use.weight) for (matched, _), use in zip(found, spec.adapters, strict=True)]
     left = tuple(dict.fromkeys(one for _, beside in found for one in beside))
     merged = MergedSource.of(opened.base, adapters, _folding(spec))
+    merged = merged.with_followers(_copies(opened.model, opened.base.plain, merged))
     _refuse_two_replacements(merged)
     touched = planned_norms(merged)
     refuse_no_change(merged, touched)
@@ -67,6 +69,20 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
             conversion = _to_megatron(spec, source, target, opened, merged, touched)
     dropped = (*conversion.plan.dropped, *left)
     return replace(conversion, plan=replace(conversion.plan, dropped=dropped))
+
+
+def _copies(model: Model, base: Source, merged: MergedSource) -> Mapping[str, str]:
+    """Of tensors that adapters change: those of multi-token prediction, where they are what they are named for."""
+    return {
+        name: of
+        for name, of in copies(model).items()
+        if {name, of} <= base.tensors.keys()
+        and name not in merged.touched
+        and name not in merged.replaced
+        and (of in merged.touched or of in merged.replaced)
+        and base.tensors[name] == base.tensors[of]
+        and (base.whole(name) == base.whole(of) or same_bytes(base.whole(name), base.whole(of)))
+    }
 
 
 def _late_norms(conversion: Conversion, context: JobContext) -> Mapping[str, float]:

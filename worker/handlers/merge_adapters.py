@@ -1,11 +1,14 @@
 """The adapters of a merge: PEFT folders and Megatron checkpoints, each matched to the base."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from ..adapters.linears import linears
 from ..adapters.matching import Matched, match
 from ..adapters.peft_config import ADAPTER_CONFIG
 from ..adapters.peft_folder import PeftFolder
 from ..adapters.to_peft import peft_config, peft_tensors
+from ..adapters.turned import TurnedLinears
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.iterations import TRACKER, iteration_folder
 from ..checkpoints.torch_dist import METADATA
@@ -35,18 +38,22 @@ def match_adapter(path: Path, opened: OpenedBase) -> tuple[Matched, tuple[Left, 
 
 
 def _matched_megatron(path: Path, opened: OpenedBase) -> tuple[Matched, tuple[Left, ...]]:
-    """Through its tensors under PEFT's names, which are rows of its own."""
+    """Through its tensors under PEFT's names, which are rows of its own; what PEFT cannot name, as it is."""
     _refuse_other_sizes(path, opened.model)
-    found = open_mcore_adapter(path, opened.model)
-    tensors = peft_tensors(found.adapter, found.weights)
-    index = found.weights.files_of(())
+    turned = TurnedLinears.of(opened.model)
+    found = open_mcore_adapter(path, opened.model, (*linears(opened.model), *turned.layers))
+    others, adapted = turned.apart(found.adapter)
+    tensors = peft_tensors(others, found.weights)
+    read = found.weights.files_of({name for one in found.adapter.layers for name in one.names})
     folder = PeftFolder.of(
         path,
         peft_config(found.read.config, tensors.ranks, name_left_beside(path)),
         found.read.path,
-        ItemSource.of(items_of(tensors.plan, found.weights), index),
+        ItemSource.of(items_of(tensors.plan, found.weights), read),
     )
-    return match(folder, opened.base.known), tensors.plan.dropped
+    matched = match(folder, opened.base.known)
+    pairs = {**matched.pairs, **dict(turned.pairs(adapted, found.read.config, found.weights))}
+    return replace(matched, pairs=pairs), tensors.plan.dropped
 
 
 def _refuse_other_sizes(path: Path, model: Model) -> None:

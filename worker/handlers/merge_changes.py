@@ -30,7 +30,8 @@ def planned_norms(merged: MergedSource) -> Norms:
         products = {str(address): _product_norm(merged, address, files) for address in merged.updates}
     finally:
         files.close()
-    return products | {str(address): None for address in _by_values(merged)}
+    known = products | {str(address): None for address in _by_values(merged)}
+    return known | {name: known[of] for name, of in merged.followers.items()}
 
 
 def refuse_no_change(merged: MergedSource, norms: Norms) -> None:
@@ -61,7 +62,7 @@ def measured_norms(merged: MergedSource, threads: int, report: Callable[[int, in
         for done, (address, norm) in enumerate(zip(addresses, norms, strict=True), 1):
             found[str(address)] = _finite(str(address), norm)
             report(sum(sizes[:done]), sum(sizes))
-    return found
+    return found | {name: found[of] for name, of in merged.followers.items() if of in found}
 
 
 def _by_values(merged: MergedSource) -> Iterator[Address]:

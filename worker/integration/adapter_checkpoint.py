@@ -80,7 +80,9 @@ def save_peft_adapter_checkpoint(
 
     It loads at any parallelism. All ranks take part. ValueError where the folder is not empty.
     """
-    described = {"type": peft.type, "dim": peft.dim, "alpha": peft.alpha, "target_modules": list(peft.targets)}
+    described: dict[str, Any] = {"type": peft.type, "dim": peft.dim, "alpha": peft.alpha}
+    described |= {"target_modules": list(peft.targets), "exclude_modules": list(peft.exclude_modules)}
+    described |= {"dropout": peft.dropout, "normalize_moe_lora": peft.normalize_moe_lora}
     state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": 0, "peft": described, **(common or {})}
     write({**state, **adapter_state_dict(model, pg_collection=pg_collection)}, Path(path))
 
