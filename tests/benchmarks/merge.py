@@ -41,8 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ferry-benchmark-", dir=options.folder) as temporary:
         folder = Path(temporary)
         size = Size(layers=options.layers)
-        _make_base(folder / "base", size)
-        _make_adapter(folder / "adapter", folder / "base", size, dora=options.dora)
+        make_base(folder / "base", size)
+        make_adapter(folder / "adapter", folder / "base", size, dora=options.dora)
         print(
             f"{os.cpu_count()} cores, base of {size.nbytes / 1e9:.2f} GB, rank {_RANK} on all linear layers", flush=True
         )
@@ -60,13 +60,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _make_base(folder: Path, size: Size) -> None:
+def make_base(folder: Path, size: Size) -> None:
     """Its bytes as weights are, not any: a NaN would be slow, and nobody's."""
     pattern = _bf16(np.random.default_rng(1).standard_normal(4 * 2**20, dtype=np.float32) * np.float32(0.02))
     make(folder, size, pattern)
 
 
-def _make_adapter(folder: Path, base: Path, size: Size, *, dora: bool) -> None:
+def make_adapter(folder: Path, base: Path, size: Size, *, dora: bool) -> None:
     folder.mkdir()
     tensors: dict[str, torch.Tensor] = {}
     for name, shape in size.tensors():

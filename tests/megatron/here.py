@@ -1,11 +1,13 @@
 """On a rank: Megatron on whatever this rank has, a GPU of its own over NCCL or a CPU with what stands in for one."""
 
+import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import distributed
 
 from worker.verification.off_cuda import megatron_on
@@ -17,7 +19,9 @@ from .saving import _NamedAsOnCuda
 def megatron_here() -> Iterator[None]:
     """As a trainer's process."""
     if on_gpu():
-        yield
+        # A save would start a process of its own for this queue, which a rank of ours may not.
+        with mock.patch.object(filesystem_async, "_results_queue", queue.Queue()):
+            yield
         return
     with megatron_on("cpu"), _NamedAsOnCuda(), mock.patch.object(torch.cuda, "current_stream", return_value=None):
         yield

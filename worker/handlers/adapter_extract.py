@@ -6,8 +6,6 @@ from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..adapters.linears import base_tensors, linears
 from ..adapters.peft_config import ADAPTER_CONFIG
 from ..adapters.peft_folder import PREFIX, WEIGHTS
@@ -204,6 +202,8 @@ class _Made:
 
 def difference(base: Source, tuned: Source, name: str) -> "Floats":
     """tuned - base in fp32: [rows, the rest of its axes taken together]."""
+    import numpy as np
+
     files = SourceFiles()
     try:
         found = _floats(tuned, name, files)
@@ -214,6 +214,8 @@ def difference(base: Source, tuned: Source, name: str) -> "Floats":
 
 def _floats(source: Source, name: str, files: SourceFiles) -> "Floats":
     """A whole tensor."""
+    import numpy as np
+
     from ..engine.arithmetic import widened
 
     dtype = source.tensors[name].dtype

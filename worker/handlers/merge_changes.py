@@ -9,7 +9,6 @@ from ..adapters.merged_source import MergedSource
 from ..checkpoints.extents import Extent
 from ..checkpoints.operations import LowRankUpdate, band_rows
 from ..engine.computed import shared_operand
-from ..engine.low_rank import delta_norm
 from ..engine.reading import SourceFiles
 from ..jobs.errors import BadInputError
 from ..mapping.blocks import Address
@@ -73,6 +72,8 @@ def _by_values(merged: MergedSource) -> Iterator[Address]:
 
 
 def _product_norm(merged: MergedSource, address: Address, files: SourceFiles) -> float:
+    from ..engine.low_rank import delta_norm
+
     update = merged.update(address)
     assert isinstance(update.operation, LowRankUpdate)
     shared = tuple(shared_operand(operand, number, files.anew) for number, operand in enumerate(update.operands[1:]))
