@@ -67,6 +67,14 @@ def saved(root: Path, target: Path, sizes: Sizes) -> None:
         save_checkpoint([model], target, optimizer=optimizer, common={"iteration": 7, "note": "kept"})
 
 
+def saved_as_loaded(root: Path, target: Path, sizes: Sizes) -> None:
+    """The model at `root`, its weights untouched, saved at these sizes."""
+    with megatron_here():
+        model = built(root, sizes)
+        load(model, root)
+        save_checkpoint([model], target)
+
+
 def loaded(root: Path, source: Path, sizes: Sizes) -> tuple[dict[str, Any], bool, float]:
     """Its common values; whether a model after the same step is the same; and the largest moment of the optimizer."""
     with megatron_here():
