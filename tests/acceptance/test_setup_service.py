@@ -18,7 +18,7 @@ def test_a_setup_by_the_service_and_its_repetition(make_service: Callable[..., S
     service = make_service()
     write_llama(service.root / "base", layers=4, hidden=128)
     (service.root / "run.yaml").write_text(
-        "profile: verl\nparallelism: {tp_size: 4, pp_size: 2}\nsequence_length: 64\n"
+        "profile: verl\nparallelism: {tp_size: 4, pp_size: 2}\nsequence_length: 64\ndtype: bf16\n"
     )
 
     def ferry(*command: str) -> str:

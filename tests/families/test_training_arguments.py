@@ -8,12 +8,15 @@ import pytest
 
 from tests.families.case import CASES
 from tests.families.workshop import Workshop
+from tests.large_stand_ins import LLAMA_405B, QWEN3_235B
 from tests.megatron.ranks import Ranks
 from tests.trainer_runs import run_of
 from worker.jobs.errors import BadInputError
+from worker.jobs.setup_spec import Parallelism
 from worker.mapping.family import megatron_values
 from worker.mapping.model_config import build, to_json_dict
 from worker.mapping.upstream_classes import VARIANT_FIELDS
+from worker.mapping.vocabulary import padded_size
 from worker.setups.profiles.megatron_lm import model_arguments
 from worker.setups.run_values import run_values
 
@@ -28,6 +31,8 @@ NO_PART_OF_THE_MODEL = frozenset(
     {
         "extra_checkpoint_metadata",
         "cp_comm_type",
+        "overlap_p2p_comm",  # the program overlaps virtual stages
+        "batch_p2p_comm",
         "gradient_accumulation_fusion",
         "inference_sampling_seed",
         "pipeline_dtype",
@@ -36,14 +41,52 @@ NO_PART_OF_THE_MODEL = frozenset(
         "expert_tensor_parallel_num_weight_shards",
         "apply_rope_fusion",  # the program switches it off with yarn
         "add_qkv_bias",  # it sets it with add_bias_linear, which says the same
+        "should_pad_vocab",  # it is given the padded size
     }
 )
+
+SAID = frozenset(
+    {
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "vocab_size",
+        "make_vocab_size_divisible_by",
+        "seq_length",
+        "activation_func",
+        "gated_linear_unit",
+        "normalization",
+        "layernorm_epsilon",
+        "qk_layernorm",
+        "add_bias_linear",
+        "position_embedding_type",
+        "rotary_base",
+        "rotary_percent",
+        "share_embeddings_and_output_weights",
+        "num_moe_experts",
+        "moe_ffn_hidden_size",
+        "moe_router_topk",
+        "moe_router_score_function",
+        "moe_shared_expert_intermediate_size",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_head_dim",
+        "v_head_dim",
+        "mtp_num_layers",
+        "hybrid_layer_pattern",
+    }
+)
+"""Values that Ferry reads back where a run left its arguments in a checkpoint, under the same name."""
 
 
 @pytest.mark.slow
 def test_megatrons_parser_builds_the_same_config(workshop: Workshop, megatron: Ranks) -> None:
     asked: dict[str, list[str]] = {}
     ours: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Any]] = {}
     refused: set[str] = set()
     for case in CASES:
         run = run_of(json.loads((workshop.source(case) / "config.json").read_text()), Path("/run"))
@@ -52,14 +95,42 @@ def test_megatrons_parser_builds_the_same_config(workshop: Workshop, megatron: R
         except BadInputError as error:
             refused.add(error.info.thing.split()[2])
             continue
+        values[case.name] = json.loads(json.dumps(dict(run.model.mcore.values)))
         ours[case.name] = to_json_dict(build(megatron_values(run.model.family, run_values(run), "test")))
 
     [theirs] = megatron.run("tests.megatron.arguments:configs_of", asked=asked)
+    [read] = megatron.run("tests.megatron.arguments:values_of", asked=asked)
 
     assert refused <= INEXPRESSIBLE
     assert len(ours) > 60
     for name, config in ours.items():
         assert _of_model(theirs[name]) == _of_model(config), name
+        assert {key: read[name].get(key) for key in SAID if key in values[name]} == {
+            key: value for key, value in values[name].items() if key in SAID
+        }, name
+
+
+@pytest.mark.slow
+def test_megatrons_parser_takes_every_parallelism(megatron: Ranks) -> None:
+    dense, moe = {**LLAMA_405B, "vocab_size": 257}, {**QWEN3_235B, "num_hidden_layers": 96}
+    runs = {
+        "tp": run_of(dense, parallelism=Parallelism(tp_size=2, world_size=8)),
+        "tp alone": run_of(dense, parallelism=Parallelism(tp_size=8, sequence_parallel=False)),
+        "vpp": run_of(dense, parallelism=Parallelism(pp_size=2, vpp_size=3, cp_size=4), recompute="selective"),
+        "uneven": run_of(
+            dense, parallelism=Parallelism(pp_size=8, first_stage_layers=15, last_stage_layers=15), recompute="full"
+        ),
+        "experts": run_of(moe, parallelism=Parallelism(tp_size=2, pp_size=2, ep_size=4, etp_size=1)),
+        "experts with tp": run_of(moe, parallelism=Parallelism(tp_size=2, ep_size=4)),
+    }
+    asked = {name: [word for group in model_arguments(run, "") for word in group] for name, run in runs.items()}
+
+    [theirs] = megatron.run("tests.megatron.arguments:configs_of", asked=asked, world_size=8)
+
+    for name, run in runs.items():
+        ours = to_json_dict(build(megatron_values(run.model.family, run_values(run), "test")))
+        padded = {"vocab_size": padded_size(run.model.mcore, run.parallelism.tp_size)}
+        assert _of_model(theirs[name]) == _of_model(ours) | padded, name
 
 
 def _of_model(config: dict[str, Any]) -> dict[str, object]:

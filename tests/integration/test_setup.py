@@ -111,7 +111,7 @@ def test_a_manifest_lists_every_file_with_its_size(
 ) -> None:
     target = tmp_path / "run"
 
-    set_up(warm_model_configs, llama, target, profile=profile)
+    set_up(warm_model_configs, llama, target, profile=profile, dtype="bf16")
 
     listed = json.loads((target / "manifest.json").read_text())["files"]
     assert {name: file["bytes"] for name, file in listed.items()} == {
@@ -164,12 +164,12 @@ def test_a_second_setup_keeps_the_base(llama: Path, warm_model_configs: Path, tm
     before = json.loads((target / "manifest.json").read_text())
 
     again = set_up(
-        warm_model_configs, llama, target, on_exists="reuse", profile="verl", parallelism=Parallelism(tp_size=2)
+        warm_model_configs, llama, target, on_exists="reuse", profile="nemo-rl", parallelism=Parallelism(tp_size=2)
     )
 
     assert again.bytes == 0
     assert (target / "release/__0_0.distcp").stat().st_ino == inode
-    assert (target / "verl_overrides.txt").exists()
+    assert (target / "nemo_rl.yaml").exists()
     assert not (target / "arguments.txt").exists()
     after = json.loads((target / "manifest.json").read_text())
     assert after["tensors"] == before["tensors"]

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -12,31 +12,54 @@ _NEEDED = ("--train-iters", "1", "--lr", "1e-5", "--global-batch-size", "8")
 
 def configs_of(asked: dict[str, list[str]], world_size: int = 1) -> dict[str, Any]:
     """By name, as JSON; what the parser or its checks refuse is an error."""
-    with _a_host_with_kernels(), mock.patch.dict(os.environ, {"WORLD_SIZE": str(world_size), "RANK": "0"}):
+    with _a_host_with_kernels(world_size):
         return {name: _config_of(words) for name, words in asked.items()}
 
 
+def values_of(asked: dict[str, list[str]]) -> dict[str, Any]:
+    """By name, what Ferry reads in the parsed and checked arguments, as it does in a run's checkpoint."""
+    from worker.mapping.training_args import values_of_args
+
+    with _a_host_with_kernels(1):
+        return {name: _plain(values_of_args(vars(_parsed(words)), name).values) for name, words in asked.items()}
+
+
+def _plain(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str, list, tuple))}
+
+
 def _config_of(words: list[str]) -> dict[str, object]:
-    from megatron.training import arguments
     from megatron.training.argument_utils import gpt_config_from_args, hybrid_config_from_args
 
     from worker.mapping.model_config import to_json_dict
 
-    with mock.patch.object(sys, "argv", ["pretrain.py", *words, *_NEEDED]):
-        parsed: Any = arguments.parse_args()
-    arguments.validate_args(parsed)
+    parsed = _parsed(words)
     return to_json_dict((hybrid_config_from_args if parsed.hybrid_layer_pattern else gpt_config_from_args)(parsed))
 
 
+def _parsed(words: list[str]) -> Any:
+    from megatron.training import arguments
+
+    with mock.patch.object(sys, "argv", ["pretrain.py", *words, *_NEEDED]):
+        parsed = arguments.parse_args()
+    arguments.validate_args(parsed)
+    return parsed
+
+
 @contextmanager
-def _a_host_with_kernels() -> Iterator[None]:
+def _a_host_with_kernels(world_size: int) -> Iterator[None]:
     """As a trainer's: the parser's checks look for a GPU and for Transformer Engine's fused functions."""
+    environment = {"WORLD_SIZE": str(world_size), "RANK": "0", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
     import torch
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.transformer.moe import moe_utils
 
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, environment))
         stack.enter_context(mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)))
+        hopper = mock.Mock(major=9)
+        stack.enter_context(mock.patch.object(torch.cuda, "get_device_properties", return_value=hopper))
         stack.enter_context(mock.patch.object(rope_utils, "fused_apply_rotary_pos_emb", object()))
         for name in vars(moe_utils):
             if name.startswith("fused_"):

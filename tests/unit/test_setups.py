@@ -1,6 +1,8 @@
 """Trainers' files and memory estimates of real models, by their configs alone."""
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +11,7 @@ import yaml
 
 from tests.large_stand_ins import DEEPSEEK_V3, LLAMA_405B, QWEN3_235B
 from tests.trainer_runs import run_of
+from worker.checkpoints.iterations import iteration_folder
 from worker.jobs.errors import BadInputError
 from worker.jobs.setup_spec import DdpSettings, Parallelism, PeftSettings, ProfileName
 from worker.setups.ddp_values import ddp_values
@@ -18,6 +21,7 @@ from worker.setups.profiles.megatron_lm import model_arguments
 from worker.setups.registry import PROFILES, profile_of
 from worker.setups.stages import chunks_of_stages, fewest_gpus, layers_per_stage
 from worker.setups.suggestion import nearest_fitting, refuse_too_large
+from worker.setups.trainer_run import TrainerRun
 from worker.setups.yaml_text import paths_in
 
 GIB = 2**30
@@ -33,7 +37,12 @@ EVERYTHING: dict[str, Any] = {
     "recompute": "full",
     "hf_weights": Path("/models/llama"),
 }
-LORA = {"parallelism": Parallelism(tp_size=2, pp_size=2), "peft": PEFT, "recompute": "full"}
+LORA = {
+    "parallelism": Parallelism(tp_size=2, pp_size=2, cp_size=2),
+    "peft": PEFT,
+    "recompute": "full",
+    "hf_weights": Path("/models/llama"),
+}
 
 
 def test_every_trainer_has_a_profile() -> None:
@@ -99,6 +108,69 @@ def test_verl_finds_the_base_and_its_parallelism() -> None:
     assert "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size" not in found
 
 
+def test_verl_loads_the_base_of_adapters_from_hf() -> None:
+    found = dict(verl.overrides(run_of(LLAMA_8B, **LORA)))
+
+    assert found["actor_rollout_ref.actor.megatron.use_dist_checkpointing"] is False
+    assert "actor_rollout_ref.actor.megatron.dist_checkpointing_path" not in found
+    assert found["actor_rollout_ref.model.path"] == "/models/llama"
+
+
+def test_megatron_lm_and_slime_are_told_the_vocabulary() -> None:
+    run = run_of({**LLAMA_8B, "vocab_size": 257}, parallelism=Parallelism(tp_size=2))
+
+    for groups in (model_arguments(run, "Megatron-LM"), slime.arguments(run)):
+        found = dict(group for group in groups if len(group) == 2)
+        assert (found["--vocab-size"], found["--padded-vocab-size"]) == ("257", "258")
+
+
+def stand_in(folder: Path, name: str) -> None:
+    """A command that writes down its environment and what it was given."""
+    command = folder / name
+    command.write_text('#!/bin/sh\necho "$CUDA_DEVICE_MAX_CONNECTIONS" > told; printf "%s\\n" "$@" >> told\n')
+    command.chmod(0o755)
+
+
+def start(profile: ProfileName, run: TrainerRun, folder: Path, command: str) -> list[str]:
+    """Of the profile's start script, run in `folder` beside a stand-in of what it starts."""
+    run.target.mkdir(parents=True)
+    for path, data in profile_of(profile).files(run).items():
+        (run.target / path).write_bytes(data)
+    (folder / "examples/configs").mkdir(parents=True)
+    stand_in(folder, command)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "DATA": "/data/my text"}
+    subprocess.run(["bash", str(run.target / "start.sh")], cwd=folder, env=environment, check=True)
+    return (folder / "told").read_text().splitlines()
+
+
+def test_megatron_lm_starts_with_arguments_as_they_are(tmp_path: Path) -> None:
+    run = run_of(LLAMA_8B, tmp_path / "my run", parallelism=Parallelism(tp_size=2, world_size=12))
+
+    connections, *words = start("megatron-lm", run, tmp_path, "torchrun")
+
+    assert connections == "1"
+    assert words[:4] == ["--nproc-per-node", "6", "--nnodes", "2"]
+    assert {"pretrain_gpt.py", str(tmp_path / "my run"), "/data/my text"} <= set(words)
+
+
+@pytest.mark.parametrize(("iteration", "name"), [(None, "release"), (0, "iter_0000000"), (30, "iter_0000030")])
+def test_nemo_rl_finds_the_base_as_its_own_import(tmp_path: Path, iteration: int | None, name: str) -> None:
+    base, hf = tmp_path / "base", tmp_path / "hf"
+    (base / name).mkdir(parents=True)
+    (base / name / ".metadata").write_text("weights")
+    (base / name / "run_config.yaml").write_text("another run's")
+    target = tmp_path / "my run"
+    run = run_of(LLAMA_8B, target, base=base, hf_weights=hf, iteration=iteration)
+
+    start("nemo-rl", run, tmp_path, "uv")
+
+    imported = tmp_path / "my run-nemo-rl" / f"model_{str(hf).replace('/', '_')}"
+    assert iteration_folder(imported).name == name
+    assert (iteration_folder(imported) / ".metadata").read_text() == "weights"
+    assert (imported / "iter_0000000/run_config.yaml").readlink() == target / "run_config.yaml"
+    assert (base / name / "run_config.yaml").read_text() == "another run's"
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "found"),
     [
@@ -107,6 +179,10 @@ def test_verl_finds_the_base_and_its_parallelism() -> None:
         ("megatron-lm", {"ddp": DdpSettings(overrides={"num_buckets": 3})}, "3"),
         ("slime", {"peft": PEFT}, "lora"),
         ("verl", {"ddp": DdpSettings(use_megatron_fsdp=True)}, "true"),
+        ("verl", {"peft": PEFT}, "lora"),
+        ("slime", {"ddp": DdpSettings(use_distributed_optimizer=False)}, "false"),
+        ("megatron-lm", {"sequence_length": 10**6}, "1000000"),
+        ("nemo-rl", {"ddp": DdpSettings(overrides={"average_in_collective": True})}, "true"),
         ("nemo-rl", {"peft": PeftSettings(type="dora")}, "dora"),
         ("nemo-rl", {"recompute": "selective"}, "selective"),
         ("nemo-rl", {"parallelism": Parallelism(pp_size=2, vpp_size=2)}, "2"),

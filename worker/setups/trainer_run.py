@@ -48,3 +48,12 @@ class TrainerRun:
     def dp_size(self) -> int:
         sizes = self.parallelism
         return self.world_size // (sizes.tp_size * sizes.pp_size * sizes.cp_size)
+
+    @property
+    def gpus_per_node(self) -> int:
+        """As many as there are, up to 8, such that all nodes have the same."""
+        return next(count for count in range(8, 0, -1) if self.world_size % count == 0)
+
+    @property
+    def nodes(self) -> int:
+        return self.world_size // self.gpus_per_node

@@ -83,7 +83,7 @@ def _files(run: TrainerRun) -> Mapping[str, bytes]:
 def _start(run: TrainerRun) -> tuple[str, str, str]:
     return (
         f"`run_config.yaml` describes the run, `{OVERRIDES}` what differs from a recipe; the base is `{run.base}`.",
-        f"Start: `torchrun --nproc-per-node {min(run.world_size, 8)} YOUR_FINETUNE_SCRIPT.py "
+        f"Start: `CUDA_DEVICE_MAX_CONNECTIONS=1 torchrun --nproc-per-node {run.gpus_per_node} YOUR_FINETUNE_SCRIPT.py "
         f"--config-file {run.target / OVERRIDES}`.",
         "Set first: the recipe, its dataset, train.global_batch_size and train.train_iters.",
     )

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import cast
 
 from ...mapping.upstream_classes import VARIANT_FIELDS
+from ...mapping.vocabulary import padded_size
 from ..ddp_values import ddp_values
 from ..profile import Profile, ReadKey
 from ..trainer_run import TrainerRun
@@ -150,6 +151,7 @@ _DDP = {
     "grad_reduce_in_fp32": "--accumulate-allreduce-grads-in-fp32",
 }
 _OF_RUN = (
+    "--padded-vocab-size",
     "--tensor-model-parallel-size",
     "--pipeline-model-parallel-size",
     "--num-virtual-stages-per-pipeline-rank",
@@ -177,8 +179,16 @@ _OF_RUN = (
 
 
 def _files(run: TrainerRun) -> Mapping[str, bytes]:
+    _refuse_longer(run)
     lines = [shlex.join(group) for group in model_arguments(run, _TRAINER)]
     return {ARGUMENTS: ("\n".join(lines) + "\n").encode(), START: _start_script(run)}
+
+
+def _refuse_longer(run: TrainerRun) -> None:
+    longest = run.model.mcore.positive("seq_length")
+    if run.sequence_length > longest:
+        next_step = f"Choose at most the model's {longest:,} tokens."
+        raise no_setting(_TRAINER, "spec field sequence_length", run.sequence_length, next_step)
 
 
 def model_arguments(run: TrainerRun, trainer: str) -> Iterator[tuple[str, ...]]:
@@ -241,6 +251,8 @@ def _groups(values: Mapping[str, object]) -> Iterator[tuple[str, ...]]:
 
 def _of_sizes(run: TrainerRun) -> Iterator[tuple[str, ...]]:
     sizes = run.parallelism
+    # Without it the program takes as many rows as the tokenizer has tokens, often fewer than the model has.
+    yield "--padded-vocab-size", str(padded_size(run.model.mcore, sizes.tp_size))
     yield "--tensor-model-parallel-size", str(sizes.tp_size)
     yield "--pipeline-model-parallel-size", str(sizes.pp_size)
     if sizes.vpp_size is not None:
@@ -312,12 +324,14 @@ def _missing(name: str, value: object) -> Exception:
 
 def _start_script(run: TrainerRun) -> bytes:
     program = "pretrain_gpt.py" if run.model.family.model == "gpt" else "pretrain_hybrid.py"
-    per_node, nodes = min(run.world_size, 8), -(-run.world_size // 8)
     text = f"""#!/usr/bin/env bash
 # From Megatron-LM's folder: DATA=/path/to/data_text_document bash {shlex.quote(str(run.target / START))}
 set -euo pipefail
+# The program insists on it with tensor or context parallelism, up to Hopper.
+export CUDA_DEVICE_MAX_CONNECTIONS=1
 eval "ARGUMENTS=($(cat "$(dirname "$0")/{ARGUMENTS}"))"
-exec torchrun --nproc-per-node "${{GPUS_PER_NODE:-{per_node}}}" --nnodes "${{NODES:-{nodes}}}" \\
+exec torchrun --nproc-per-node "${{GPUS_PER_NODE:-{run.gpus_per_node}}}" --nnodes "${{NODES:-{run.nodes}}}" \\
+  --node-rank "${{NODE_RANK:-0}}" --master-addr "${{MASTER_ADDR:-localhost}}" \\
   {program} "${{ARGUMENTS[@]}}" --global-batch-size "${{GLOBAL_BATCH_SIZE:-{run.micro_batch_size * run.dp_size}}}" \\
   --train-iters "${{TRAIN_ITERS:-1000}}" --lr "${{LR:-1e-5}}" --data-path "${{DATA:?a .bin/.idx prefix}}" "$@"
 """

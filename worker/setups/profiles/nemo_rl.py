@@ -1,13 +1,14 @@
 """NeMo-RL, its Megatron policy: overrides of `grpo_math_1B_megatron.yaml`, and the base where it looks for its import.
 
 NeMo-RL imports an HF model once into `$NRL_MEGATRON_CHECKPOINT_DIR/model_<path with _ for />/iter_0000000`, and starts
-from that folder where it is there (`nemo_rl/models/megatron/setup.py`).
+from that folder where it is there, with a tracker file beside it (`nemo_rl/models/megatron/setup.py`).
 """
 
 import shlex
 from collections.abc import Mapping
 
-from ...checkpoints.iterations import iteration_name
+from ...checkpoints.iterations import TRACKER, iteration_name, tracker_text
+from ...mapping.run_config import RUN_CONFIG
 from ..ddp_values import ddp_values
 from ..profile import Profile, ReadKey
 from ..trainer_run import TrainerRun
@@ -39,6 +40,8 @@ def document(run: TrainerRun) -> dict[str, object]:
     for name in run.ddp.overrides:
         if name not in _DDP:
             raise no_setting(_TRAINER, f"spec field ddp.overrides.{name}", run.ddp.overrides[name], "Leave it out.")
+    if run.ddp.overrides.get("average_in_collective"):
+        raise no_setting(_TRAINER, "spec field ddp.overrides.average_in_collective", "true", "Leave it out.")
     if run.recompute == "selective":
         raise no_setting(_TRAINER, "spec field recompute", "selective", "Choose `none` or `full`.")
     megatron: dict[str, object] = {
@@ -52,7 +55,11 @@ def document(run: TrainerRun) -> dict[str, object]:
         "num_layers_in_first_pipeline_stage": sizes.first_stage_layers,
         "num_layers_in_last_pipeline_stage": sizes.last_stage_layers,
         "activation_checkpointing": run.recompute == "full",
-        "optimizer": {"use_distributed_optimizer": run.ddp.use_distributed_optimizer},
+        "optimizer": {
+            "use_distributed_optimizer": run.ddp.use_distributed_optimizer,
+            "bf16": run.dtype == "bf16",
+            "fp16": run.dtype == "fp16",
+        },
         "distributed_data_parallel_config": {name: ddp_values(run.ddp)[name] for name in _DDP},
         **_lora(run),
     }
@@ -63,10 +70,12 @@ def document(run: TrainerRun) -> dict[str, object]:
             "precision": _PRECISIONS[run.dtype],
             "max_total_sequence_length": run.sequence_length,
             "train_micro_batch_size": run.micro_batch_size,
+            # Context parallelism insists on it.
+            **({"sequence_packing": {"enabled": True}} if sizes.cp_size > 1 else {}),
             "megatron_cfg": megatron,
         },
         "checkpointing": {"enabled": True, "checkpoint_dir": f"{run.target}-checkpoints"},
-        "cluster": {"gpus_per_node": min(run.world_size, 8), "num_nodes": -(-run.world_size // 8)},
+        "cluster": {"gpus_per_node": run.gpus_per_node, "num_nodes": run.nodes},
     }
 
 
@@ -83,6 +92,11 @@ def _lora(run: TrainerRun) -> dict[str, object]:
         "dropout_position": run.peft.dropout_position,
         "target_modules": run.peft.target_modules,
         "exclude_modules": run.peft.exclude_modules,
+        # Read without defaults.
+        "lora_A_init_method": "xavier",
+        "lora_B_init_method": "zero",
+        "a2a_experimental": False,
+        "lora_dtype": None,
     }
     return {"peft": values}
 
@@ -96,14 +110,19 @@ def _files(run: TrainerRun) -> Mapping[str, bytes]:
 def _start_script(run: TrainerRun) -> bytes:
     name = str(run.hf_weights or run.hf)
     imported = f"model_{name.replace('/', '_')}"
-    base = run.base / iteration_name(run.iteration)
+    weights = iteration_name(run.iteration)
     return f"""#!/usr/bin/env bash
 # From NeMo-RL's folder: bash {shlex.quote(str(run.target / START))}
 set -euo pipefail
-# Where NeMo-RL looks for what it would import itself.
-export NRL_MEGATRON_CHECKPOINT_DIR="${{NRL_MEGATRON_CHECKPOINT_DIR:-$PWD/megatron_checkpoints}}"
-mkdir -p "$NRL_MEGATRON_CHECKPOINT_DIR"/{shlex.quote(imported)}
-ln -sfn {shlex.quote(str(base))} "$NRL_MEGATRON_CHECKPOINT_DIR"/{shlex.quote(imported)}/iter_0000000
+# Where NeMo-RL looks for what it would import itself: links to the base, beside this run's config.
+export NRL_MEGATRON_CHECKPOINT_DIR={shlex.quote(f"{run.target}-nemo-rl")}
+IMPORTED="$NRL_MEGATRON_CHECKPOINT_DIR"/{shlex.quote(imported)}
+mkdir -p "$IMPORTED/iter_0000000"
+cp -rs --remove-destination {shlex.quote(f"{run.base / weights}/.")} "$IMPORTED/iter_0000000"
+ln -sf {shlex.quote(str(run.target / RUN_CONFIG))} "$IMPORTED/iter_0000000/{RUN_CONFIG}"
+[ {weights} = iter_0000000 ] || ln -sfn iter_0000000 "$IMPORTED/{weights}"
+# Without this file NeMo-RL starts from random weights, silently.
+echo {tracker_text(run.iteration)} > "$IMPORTED/{TRACKER}"
 cp {shlex.quote(str(run.target / OVERRIDES))} examples/configs/ferry_{OVERRIDES}
 exec uv run examples/run_grpo.py --config examples/configs/ferry_{OVERRIDES} "$@"
 """.encode()
@@ -142,6 +161,9 @@ NEMO_RL = Profile(
                 f"{_POLICY}.num_layers_in_last_pipeline_stage",
                 f"{_POLICY}.activation_checkpointing",
                 f"{_POLICY}.optimizer.use_distributed_optimizer",
+                f"{_POLICY}.optimizer.bf16",
+                f"{_POLICY}.optimizer.fp16",
+                "policy.sequence_packing.enabled",
                 *(f"{_POLICY}.distributed_data_parallel_config.{name}" for name in _DDP),
                 "checkpointing.enabled",
                 "checkpointing.checkpoint_dir",
@@ -159,6 +181,10 @@ NEMO_RL = Profile(
                 "dropout_position",
                 "target_modules",
                 "exclude_modules",
+                "lora_A_init_method",
+                "lora_B_init_method",
+                "a2a_experimental",
+                "lora_dtype",
             )
         ),
     ),

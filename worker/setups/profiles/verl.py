@@ -1,6 +1,7 @@
 """verl, its Megatron engine: overrides of `ppo_megatron_trainer.yaml`, one hydra argument a line.
 
-The base is loaded by `dist_checkpointing`; the rollout engine starts with dummy weights and gets the trainer's.
+The base is loaded by `dist_checkpointing`, or from HF weights where there are adapters; the rollout engine starts with
+dummy weights and gets the trainer's.
 """
 
 import shlex
@@ -56,8 +57,7 @@ def _files(run: TrainerRun) -> Mapping[str, bytes]:
 
 def overrides(run: TrainerRun) -> Iterator[tuple[str, object]]:
     """Keys as hydra takes them (`+`: not in the defaults), and their values."""
-    if run.ddp.use_megatron_fsdp:
-        raise no_setting(_TRAINER, "spec field ddp.use_megatron_fsdp", "true", "Leave it out.")
+    _refuse(run)
     yield "actor_rollout_ref.model.path", str(run.hf_weights or run.hf)
     yield "actor_rollout_ref.model.tokenizer_path", str(run.hf)
     for prefix in (_ACTOR, _REF):
@@ -74,8 +74,18 @@ def overrides(run: TrainerRun) -> Iterator[tuple[str, object]]:
     yield "actor_rollout_ref.rollout.load_format", "dummy"
     yield "data.max_response_length", run.sequence_length // 2
     yield "data.max_prompt_length", run.sequence_length - run.sequence_length // 2
-    yield "trainer.n_gpus_per_node", min(run.world_size, 8)
-    yield "trainer.nnodes", -(-run.world_size // 8)
+    yield "trainer.n_gpus_per_node", run.gpus_per_node
+    yield "trainer.nnodes", run.nodes
+
+
+def _refuse(run: TrainerRun) -> None:
+    if run.ddp.use_megatron_fsdp:
+        raise no_setting(_TRAINER, "spec field ddp.use_megatron_fsdp", "true", "Leave it out.")
+    if run.dtype == "fp32":
+        raise no_setting(_TRAINER, "spec field dtype", run.dtype, "Choose `bf16` or `fp16`.")
+    if run.peft is not None and run.hf_weights is None:
+        next_step = "Set up from the HF folder: with adapters verl loads the base from HF weights alone."
+        raise no_setting(_TRAINER, "spec field peft without HF weights", run.peft.type, next_step)
 
 
 def _engine(run: TrainerRun) -> Mapping[str, object]:
@@ -88,10 +98,11 @@ def _engine(run: TrainerRun) -> Mapping[str, object]:
         "expert_model_parallel_size": sizes.ep_size,
         "expert_tensor_parallel_size": run.etp_size,
         "sequence_parallel": run.sequence_parallel,
-        "use_dist_checkpointing": True,
-        "dist_checkpointing_path": str(run.base / iteration_name(run.iteration)),
-        # Adapters are put on by the bridge; without them verl's own builder does.
-        "use_mbridge": run.peft is not None,
+        # verl puts adapters on before it loads, and its reader of checkpoints would look for them in the base.
+        "use_dist_checkpointing": run.peft is None,
+        "dist_checkpointing_path": str(run.base / iteration_name(run.iteration)) if run.peft is None else None,
+        # The config is the bridge's, weights come from the base; newer versions have no other builder.
+        "use_mbridge": True,
     }
 
 
