@@ -3,10 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints.extents import Item, TargetFile
 from ..checkpoints.hf_folder import CONFIG, side_files
 from ..checkpoints.identity import identities
 from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
@@ -62,8 +60,46 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
         raise _no_folder(source)
     opened = open_hf(source, spec.dtype)
     padded = None if spec.vocab_padding is None else padded_size(opened.model.mcore, spec.vocab_padding)
+    return into_megatron(
+        opened,
+        source,
+        target,
+        beside=side_files(source),
+        described_by=(source / CONFIG,),
+        padded=padded,
+        iteration=spec.iteration,
+        part_bytes=spec.part_bytes,
+    )
+
+
+def into_megatron(
+    opened: HFSource,
+    source: Path,
+    target: Path,
+    *,
+    beside: Mapping[str, Path],
+    described_by: tuple[Path, ...],
+    padded: int | None = None,
+    iteration: int | None = None,
+    part_bytes: int | None = None,
+) -> Conversion:
+    """The checkpoint that an import of these tensors writes.
+
+    `beside` are the HF files that go along, `described_by` the files that say what the tensors mean; `padded` is the
+    vocabulary's size in rows, None as it is.
+    """
     plan = plan_import(opened.model, opened.weights.tensors, padded)
-    laid_out = lay_out(plan, opened, side_files(source), spec.iteration)
+    items = items_of(plan, opened.weights)
+    folder = iteration_name(iteration)
+    files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
+    objects = lay_out_objects(_objects(opened.model, iteration), folder)
+    index = index_files(items, files, objects)
+    carried = {f"{_HF}/{name}": path for name, path in beside.items()}
+    small = {f"{folder}/{name}": data for name, data in index.items()}
+    if opened.config_json is not None:
+        carried.pop(f"{_HF}/{CONFIG}", None)
+        small[f"{_HF}/{CONFIG}"] = opened.config_json
+    small[TRACKER] = tracker_text(iteration).encode()
     return Conversion(
         kind="import",
         source=source,
@@ -71,42 +107,16 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
         model=opened.model,
         weights=opened.weights,
         plan=plan,
-        items=laid_out.items,
-        files=laid_out.files,
-        small_files=laid_out.small_files,
-        carried=laid_out.carried,
-        sources=identities((source / CONFIG, *opened.weights.files_of(sources_of(plan)))),
-        part_bytes=spec.part_bytes,
+        items=items,
+        files=(*files, objects),
+        small_files=small,
+        carried=carried,
+        sources=identities((*described_by, *opened.weights.files_of(_sources_of(plan)))),
+        part_bytes=part_bytes,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaidOut:
-    """A Megatron checkpoint to be written."""
-
-    items: tuple[Item, ...]
-    files: tuple[TargetFile, ...]
-    small_files: Mapping[str, bytes]
-    carried: Mapping[str, Path]
-
-
-def lay_out(plan: Plan, opened: HFSource, side_files: Mapping[str, Path], iteration: int | None) -> LaidOut:
-    """Files and indexes; `side_files` are the HF files that go beside the checkpoint."""
-    items = items_of(plan, opened.weights)
-    folder = iteration_name(iteration)
-    files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
-    objects = lay_out_objects(_objects(opened.model, iteration), folder)
-    index = index_files(items, files, objects)
-    carried = {f"{_HF}/{name}": path for name, path in side_files.items()}
-    small = {f"{folder}/{name}": data for name, data in index.items()}
-    if opened.config_json is not None:
-        carried.pop(f"{_HF}/{CONFIG}", None)
-        small[f"{_HF}/{CONFIG}"] = opened.config_json
-    small[TRACKER] = tracker_text(iteration).encode()
-    return LaidOut(items=items, files=(*files, objects), small_files=small, carried=carried)
-
-
-def sources_of(plan: Plan) -> set[str]:
+def _sources_of(plan: Plan) -> set[str]:
     """Names of the tensors that are read."""
     return {block.source.name for task in plan.tasks for block in task.blocks}
 
@@ -117,12 +127,13 @@ def _objects(model: Model, iteration: int | None) -> dict[str, object]:
     return {**states, **common_state(iteration)}
 
 
-def common_state(iteration: int | None) -> dict[str, object]:
-    """What all ranks share. No `args`: partial ones fail a load, none are fine."""
+def common_state(iteration: int | None, more: Mapping[str, object] | None = None) -> dict[str, object]:
+    """What all ranks share, and `more`. No `args`: partial ones fail a load, none are fine."""
     common = {
         "checkpoint_version": _CHECKPOINT_VERSION,
         "iteration": iteration or 0,
         "content_metadata": _CONTENT_METADATA,
+        **(more or {}),
     }
     return {"common_state/shard_0_1": [common]}
 

@@ -1,15 +1,14 @@
 """Files that an output shares with a folder that is there: hard links, and what the manifest says of them."""
 
 import errno
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..checkpoints.extents import Run, Span, TargetFile
-from ..checkpoints.publish import MANIFEST
+from ..checkpoints.publish import published_manifest
 from ..engine.convert import read_segments
 from ..engine.digests import FileDigest, file_digest
 from ..engine.processes import CopyOptions
@@ -39,13 +38,13 @@ class Listed:
 def listed_in(folder: Path) -> Listed | None:
     """None where there is no manifest that Ferry wrote."""
     try:
-        document: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        document = cast("Mapping[str, Any]", published_manifest(folder) or {})
         files = {
             name: FileDigest(bytes=one["bytes"], digest=one["digest"], segments=tuple(map(tuple, one["segments"])))
             for name, one in document["files"].items()
         }
         return Listed(document=document, files=files, tensors=dict(document["tensors"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -22,11 +22,10 @@ from ..jobs.spec import MergeSpec, replaces
 from ..jobs.state import Progress
 from ..mapping.bindings import Model, copies
 from ..mapping.blocks import Address, Block, Plan, Task
-from ..mapping.plan import plan_import
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
 from .hf_source import HFSource
-from .import_checkpoint import lay_out, model_config, sources_of
+from .import_checkpoint import into_megatron, model_config
 from .merge_adapters import match_adapter
 from .merge_base import OpenedBase, open_base
 from .merge_changes import Norms, measured_norms, planned_norms, refuse_no_change
@@ -157,24 +156,11 @@ def _to_megatron(
     merged: MergedSource,
     touched: Norms,
 ) -> Conversion:
-    plan = plan_import(opened.model, merged.tensors)
     hf = HFSource(model=opened.model, weights=merged, config_json=opened.config_json)
-    laid_out = lay_out(plan, hf, opened.carried, None)
-    return Conversion(
-        kind="merge",
-        source=source,
-        target=target,
-        model=opened.model,
-        weights=merged,
-        plan=plan,
-        items=laid_out.items,
-        files=laid_out.files,
-        small_files=laid_out.small_files,
-        carried=laid_out.carried,
-        sources=identities((*opened.described_by, *merged.files_of(sources_of(plan)))),
-        part_bytes=spec.part_bytes,
-        touched=touched,
+    made = into_megatron(
+        hf, source, target, beside=opened.carried, described_by=opened.described_by, part_bytes=spec.part_bytes
     )
+    return replace(made, kind="merge", touched=touched)
 
 
 def _refuse_two_replacements(merged: MergedSource) -> None:

@@ -3,9 +3,8 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 from ..adapters.fresh import FreshAdapter
 from ..adapters.mcore_config import PEFT_CONFIG
@@ -24,8 +23,9 @@ from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
 from ..mapping.run_config import RUN_CONFIG
 from ..setups.ddp_values import ddp_json, ddp_values
-from ..setups.memory_estimate import estimate
+from ..setups.memory_estimate import MemoryEstimate
 from ..setups.parallel_checks import refuse_impossible
+from ..setups.profile import Profile
 from ..setups.readme import readme
 from ..setups.registry import profile_of
 from ..setups.run_config import run_config
@@ -52,8 +52,8 @@ def run(spec: SetupSpec, context: JobContext) -> Prepared:
     started = time.monotonic()
     planned = _planned(spec, context.locations)
     conversion, trainer_run, base = planned.conversion, planned.run, planned.base
-    if base.files:
-        refuse_unequal(base.plan.must_be_equal, base.weights)
+    if base.conversion.files:
+        refuse_unequal(base.conversion.plan.must_be_equal, conversion.weights)
     context.model_configs.start(megatron_values(base.model.family, run_values(trainer_run), spec.source))
 
     def late_files() -> dict[str, bytes]:
@@ -84,40 +84,31 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
     refuse_inside(source, target)
     if not source.is_dir():
         raise _no_source(source)
-    if spec.peft is not None:
-        _checked(spec.peft)
+    peft = None if spec.peft is None else _checked(spec.peft)
     base = open_setup_base(spec, source, target, locations)
     trainer_run = _trainer_run(spec, base, target)
     refuse_impossible(trainer_run)
-    refuse_too_large(trainer_run, spec.gpu_bytes)
+    memory = refuse_too_large(trainer_run, spec.gpu_bytes)
     profile = profile_of(spec.profile)
-    adapter = _fresh_adapter(spec, base, trainer_run)
-    small = {
-        **base.small_files,
-        **adapter.small_files,
-        **_configs(spec),
-        **profile.files(trainer_run),
-        README: readme(profile, trainer_run),
-    }
-    tasks = base.plan.tasks if base.files else ()
-    conversion = Conversion(
+    adapter = _fresh_adapter(peft, spec, base, trainer_run)
+    own = base.conversion
+    conversion = replace(
+        own,
         kind="setup",
-        source=source,
-        target=target,
-        model=base.model,
-        weights=base.weights,
-        plan=Plan(tasks=(*tasks, *adapter.tasks), dropped=base.plan.dropped, filled=base.plan.filled),
-        items=(*(base.items if base.files else ()), *adapter.items),
-        files=(*base.files, *adapter.files),
-        small_files=small,
-        carried=base.carried,
-        sources=base.sources,
-        part_bytes=spec.part_bytes,
-        linked=base.linked,
-        linked_tensors=base.linked_tensors,
+        plan=Plan(tasks=(*base.tasks, *adapter.tasks), dropped=own.plan.dropped, filled=own.plan.filled),
+        items=(*base.items, *adapter.items),
+        files=(*own.files, *adapter.files),
+        small_files={
+            **own.small_files,
+            **adapter.small_files,
+            DDP_CONFIG: ddp_json(spec.ddp),
+            **({} if peft is None else {PEFT_CONFIG: _peft_json(spec, peft)}),
+            **profile.files(trainer_run),
+            README: readme(profile, trainer_run),
+        },
         facts={
             BASE: {"way": base.way, "fingerprint": base.fingerprint},
-            "setup": _told(spec, trainer_run),
+            "setup": _told(spec, profile, trainer_run, memory),
         },
     )
     return _Planned(conversion=conversion, run=trainer_run, base=base)
@@ -137,10 +128,8 @@ def _refuse_target(spec: SetupSpec, target: Path) -> None:
             if listed is None or listed.document.get("spec", {}).get("kind") != "setup":
                 raise _not_ours(target, "a folder that no setup wrote")
             known = {*listed.files, MANIFEST}
-            more = [path for path in target.rglob("*") if not path.is_dir()]
-            foreign = sorted(str(path.relative_to(target)) for path in more)
-            foreign = [name for name in foreign if name not in known]
-            if foreign:
+            there = {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir()}
+            if foreign := sorted(there - known):
                 raise _not_ours(target, f"{foreign[0]!r}, which the setup did not write")
 
 
@@ -167,18 +156,14 @@ def _trainer_run(spec: SetupSpec, base: SetupBase, target: Path) -> TrainerRun:
     )
 
 
-def _configs(spec: SetupSpec) -> Mapping[str, bytes]:
-    found = {DDP_CONFIG: ddp_json(spec.ddp)}
-    return found if spec.peft is None else found | {PEFT_CONFIG: _peft_json(spec.peft)}
-
-
-def _peft_json(peft: PeftSettings) -> bytes:
+def _peft_json(spec: SetupSpec, peft: Peft) -> bytes:
     """As `create_peft` reads it, the targets that are meant spelled out."""
-    values = {**peft.model_dump(exclude={"init_adapter"}), "target_modules": _checked(peft).targets}
+    assert spec.peft is not None
+    values = {**spec.peft.model_dump(exclude={"init_adapter"}), "target_modules": peft.targets}
     return json.dumps(values, indent=2).encode() + b"\n"
 
 
-def _told(spec: SetupSpec, trainer_run: TrainerRun) -> Mapping[str, object]:
+def _told(spec: SetupSpec, profile: Profile, trainer_run: TrainerRun, memory: MemoryEstimate) -> Mapping[str, object]:
     """For plan and manifest: what was decided, and what a rank is estimated to hold."""
     sizes = trainer_run.parallelism.model_dump()
     decided = {
@@ -188,10 +173,10 @@ def _told(spec: SetupSpec, trainer_run: TrainerRun) -> Mapping[str, object]:
         "dp_size": trainer_run.dp_size,
     }
     return {
-        "profile": profile_of(spec.profile).trainer,
+        "profile": profile.trainer,
         "parallelism": {**sizes, **decided},
         "sequence_length": trainer_run.sequence_length,
-        "memory": asdict(estimate(trainer_run)),
+        "memory": asdict(memory),
         "gpu_bytes": spec.gpu_bytes,
     }
 
@@ -201,13 +186,12 @@ class _Adapter:
     tasks: tuple[Task, ...] = ()
     items: tuple[Item, ...] = ()
     files: tuple[TargetFile, ...] = ()
-    small_files: Mapping[str, bytes]
+    small_files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
-def _fresh_adapter(spec: SetupSpec, base: SetupBase, trainer_run: TrainerRun) -> _Adapter:
-    if spec.peft is None:
-        return _Adapter(small_files={})
-    peft = _checked(spec.peft)
+def _fresh_adapter(peft: Peft | None, spec: SetupSpec, base: SetupBase, trainer_run: TrainerRun) -> _Adapter:
+    if peft is None or spec.peft is None:
+        return _Adapter()
     fresh = FreshAdapter(
         dim=peft.dim,
         seed=peft.seed,
@@ -225,7 +209,7 @@ def _fresh_adapter(spec: SetupSpec, base: SetupBase, trainer_run: TrainerRun) ->
             next_step="Name others, such as linear_qkv, linear_proj, linear_fc1, linear_fc2.",
         )
     if not spec.peft.init_adapter:
-        return _Adapter(small_files={})
+        return _Adapter()
     folder = f"{_ADAPTER}/{RELEASE}"
     files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
     objects = lay_out_objects(_common(peft), folder)
@@ -236,7 +220,7 @@ def _fresh_adapter(spec: SetupSpec, base: SetupBase, trainer_run: TrainerRun) ->
         small_files={
             **{f"{folder}/{name}": data for name, data in index_files(items, files, objects).items()},
             f"{_ADAPTER}/{TRACKER}": tracker_text(None).encode(),
-            f"{_ADAPTER}/{PEFT_CONFIG}": _peft_json(spec.peft),
+            f"{_ADAPTER}/{PEFT_CONFIG}": _peft_json(spec, peft),
         },
     )
 
@@ -249,8 +233,7 @@ def _task(item: Item) -> Task:
 def _common(peft: Peft) -> dict[str, object]:
     """What `load_peft_adapter_checkpoint` compares: a wrong alpha would scale silently."""
     described = {"type": peft.type, "dim": peft.dim, "alpha": peft.alpha, "target_modules": list(peft.targets)}
-    [(name, common)] = common_state(None).items()
-    return {name: [{**cast("list[dict[str, object]]", common)[0], "peft": described}]}
+    return common_state(None, {"peft": described})
 
 
 def _checked(peft: PeftSettings) -> Peft:

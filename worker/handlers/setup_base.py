@@ -1,35 +1,33 @@
 """The weights that a trainer starts from: imported, drawn, linked, used again from an earlier setup, or elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..adapters.fresh import BaseRows
 from ..checkpoints.drawn_source import DrawnSource, DrawnTensor
-from ..checkpoints.extents import Item, TargetFile
+from ..checkpoints.extents import Item
 from ..checkpoints.hf_folder import CONFIG, side_files
 from ..checkpoints.identity import FileIdentity, identities
 from ..checkpoints.iterations import RELEASE, TRACKER, iteration_folder, iteration_name, tracker_text
-from ..checkpoints.source import Source
 from ..checkpoints.torch_dist import METADATA
-from ..engine.convert import plan_digest
 from ..engine.digests import FileDigest, digest_of
 from ..engine.plain_weights import CONFIGURED
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations
 from ..jobs.setup_spec import SetupSpec
 from ..mapping.bindings import Model
-from ..mapping.blocks import Address, Plan
+from ..mapping.blocks import Address, Plan, Task
 from ..mapping.initial_values import initial_values
-from ..mapping.plan import plan_import
 from ..mapping.quantization import quantized, without_quantization
 from ..mapping.run_config import RUN_CONFIG
 from .config import model_of, read_record
+from .conversion import Conversion
 from .export_checkpoint import open_checkpoint
 from .hf_source import STORED, HFSource, as_json, open_hf
-from .import_checkpoint import lay_out, sources_of
-from .linking import Linked, linked, listed_in
+from .import_checkpoint import into_megatron
+from .linking import linked, listed_in
 from .verify import is_hf
 
 HF = "hf"
@@ -44,16 +42,8 @@ class SetupBase:
     """A Megatron checkpoint, written here or elsewhere."""
 
     way: Way
-    model: Model
-    weights: Source
-    plan: Plan
-    items: tuple[Item, ...]
-    files: tuple[TargetFile, ...]
-    small_files: Mapping[str, bytes]
-    carried: Mapping[str, Path]
-    sources: tuple[FileIdentity, ...]
-    linked: Mapping[str, Linked]
-    linked_tensors: Mapping[str, str]
+    conversion: Conversion
+    """What is written, linked and said for it alone; without files where nothing has to be written."""
     root: Path
     """The folder with the tracker file."""
     iteration: int | None
@@ -62,18 +52,33 @@ class SetupBase:
     """Of source and layout: an earlier setup with the same one holds the same base."""
 
     @property
+    def model(self) -> Model:
+        return self.conversion.model
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Of what is written."""
+        return self.conversion.plan.tasks if self.conversion.files else ()
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The same, with their bytes located."""
+        return self.conversion.items if self.conversion.files else ()
+
+    @property
     def is_here(self) -> bool:
         """Whether the directory itself holds the weights."""
         return self.way != "referenced"
 
     def rows(self, address: Address) -> BaseRows:
         """A Megatron tensor's rows, whether it is written or was there."""
-        for item in self.items:
+        for item in self.conversion.items:
             if (item.name, item.index) == (address.name, address.index):
                 return BaseRows(dtype=item.dtype, extents=item.extents)
-        tensor = self.weights.tensors[address.name]
+        weights = self.conversion.weights
+        tensor = weights.tensors[address.name]
         rows = tensor.shape[len(address.index)]
-        return BaseRows(dtype=tensor.dtype, extents=self.weights.rows(address.name, address.index, 0, rows))
+        return BaseRows(dtype=tensor.dtype, extents=weights.rows(address.name, address.index, 0, rows))
 
 
 def open_setup_base(spec: SetupSpec, source: Path, target: Path, locations: Locations) -> SetupBase:
@@ -90,28 +95,28 @@ def open_setup_base(spec: SetupSpec, source: Path, target: Path, locations: Loca
 
 
 def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way: Way) -> SetupBase:
-    plan = plan_import(opened.model, opened.weights.tensors, None)
-    laid_out = lay_out(plan, opened, side_files(source), None)
-    sources = identities((source / CONFIG, *opened.weights.files_of(sources_of(plan))))
-    told = [(one.path.name, one.bytes, one.mtime_ns) for one in sources]
+    conversion = into_megatron(
+        opened,
+        source,
+        target,
+        beside=side_files(source),
+        described_by=(source / CONFIG,),
+        part_bytes=spec.part_bytes,
+    )
     seed = spec.seed if way == "drawn" else None
     return SetupBase(
         way=way,
-        model=opened.model,
-        weights=opened.weights,
-        plan=plan,
-        items=laid_out.items,
-        files=laid_out.files,
-        small_files=laid_out.small_files,
-        carried=laid_out.carried,
-        sources=sources,
-        linked={},
-        linked_tensors={},
+        conversion=conversion,
         root=target,
         iteration=None,
         hf_weights=source if way == "imported" else None,
-        fingerprint=digest_of(repr((way, seed, told, plan_digest(plan, laid_out.files))).encode()),
+        fingerprint=_fingerprint(conversion.sources, way, seed, conversion.digest),
     )
+
+
+def _fingerprint(sources: Iterable[FileIdentity], *more: object) -> str:
+    told = [(one.path.name, one.bytes, one.mtime_ns) for one in sources]
+    return digest_of(repr((told, *more)).encode())
 
 
 def _drawn(spec: SetupSpec, source: Path, target: Path) -> SetupBase:
@@ -153,20 +158,24 @@ def _megatron(spec: SetupSpec, source: Path, target: Path, locations: Locations)
     sources = identities(found.values())
     base = SetupBase(
         way="referenced",
-        model=described.model,
-        weights=opened.weights,
-        plan=Plan(tasks=(), dropped=opened.plan.dropped, filled=opened.plan.filled),
-        items=(),
-        files=(),
-        small_files=small,
-        carried={f"{HF}/{name}": path for name, path in described.carried.items() if f"{HF}/{name}" not in small},
-        sources=sources,
-        linked={},
-        linked_tensors={},
+        conversion=Conversion(
+            kind="setup",
+            source=source,
+            target=target,
+            model=described.model,
+            weights=opened.weights,
+            plan=Plan(tasks=(), dropped=opened.plan.dropped, filled=opened.plan.filled),
+            items=(),
+            files=(),
+            small_files=small,
+            carried={f"{HF}/{name}": path for name, path in described.carried.items() if f"{HF}/{name}" not in small},
+            sources=sources,
+            part_bytes=spec.part_bytes,
+        ),
         root=folder.parent,
         iteration=_iteration_of(folder),
         hf_weights=None,
-        fingerprint=digest_of(repr([(one.path.name, one.bytes, one.mtime_ns) for one in sources]).encode()),
+        fingerprint=_fingerprint(sources),
     )
     if links:
         return _linked(base, folder, found, target)
@@ -188,9 +197,12 @@ def _linked(base: SetupBase, folder: Path, found: Mapping[str, Path], target: Pa
     return replace(
         base,
         way="linked",
-        linked=files,
-        linked_tensors=dict(listed.tensors) if whole and listed is not None else {},
-        small_files={**base.small_files, TRACKER: tracker_text(None).encode()},
+        conversion=replace(
+            base.conversion,
+            linked=files,
+            linked_tensors=dict(listed.tensors) if whole and listed is not None else {},
+            small_files={**base.conversion.small_files, TRACKER: tracker_text(None).encode()},
+        ),
         root=target,
         iteration=None,
     )
@@ -203,17 +215,19 @@ def _again(base: SetupBase, spec: SetupSpec, target: Path) -> SetupBase:
     listed = listed_in(target)
     if listed is None or listed.document.get(BASE) != {"way": base.way, "fingerprint": base.fingerprint}:
         return base
-    sizes = {file.path: file.size for file in base.files}
+    conversion = base.conversion
+    sizes = {file.path: file.size for file in conversion.files}
     if any(not (target / name).is_file() or (target / name).stat().st_size != size for name, size in sizes.items()):
         return base
-    files = {name: linked(target / name, listed.files.get(name)) for name in sizes}
-    labels = {item.label for item in base.items} | {str(span.label) for file in base.files for span in file.spans}
-    return replace(
-        base,
+    spans = [span for file in conversion.files for span in file.spans]
+    labels = {item.label for item in conversion.items} | {str(span.label) for span in spans}
+    again = replace(
+        conversion,
         files=(),
-        linked=files,
+        linked={name: linked(target / name, listed.files.get(name)) for name in sizes},
         linked_tensors={name: digest for name, digest in listed.tensors.items() if name in labels},
     )
+    return replace(base, conversion=again)
 
 
 def _can_link(folder: Path, target: Path) -> bool:
