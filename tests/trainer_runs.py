@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.handlers.config import model_of
-from worker.jobs.setup_spec import DdpSettings, DType, Parallelism
+from worker.jobs.setup_spec import DdpSettings, Parallelism
+from worker.jobs.spec_fields import DType
 from worker.mapping.record import Record
 from worker.setups.stages import fewest_gpus
 from worker.setups.trainer_run import TrainerRun

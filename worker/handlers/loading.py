@@ -19,6 +19,7 @@ from ..jobs.setup_spec import SetupSpec
 from ..jobs.state import Progress, Verified
 from ..setups.stages import fewest_gpus
 from .context import JobContext
+from .unverified import last_line
 
 if TYPE_CHECKING:
     from .conversion import Conversion
@@ -78,14 +79,11 @@ def _await(started: "list[tuple[subprocess.Popen[bytes], IO[bytes]]]", heard: Ca
 
 
 def _failed(number: int, ranks: int, code: int, log: IO[bytes]) -> BadInputError:
-    log.seek(0)
-    text = log.read().decode(errors="replace")
-    sys.stderr.write(text)
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no word")
+    last = last_line(log)
     return BadInputError(
         "not_verified",
         f"loading at the run's parallelism, rank {number} of {ranks}",
-        found=last[:300] if code > 0 else f"a process that died of signal {-code}",
+        found=last if code > 0 else f"a process that died of signal {-code}",
         expected="every rank to build its part of the model and to find each of its tensors",
         next_step="Look at the job's log for the whole error; without `verify` it is published as it is.",
     )

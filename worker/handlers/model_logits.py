@@ -16,7 +16,7 @@ from ..jobs.state import LogitsFigures, Progress
 from ..mapping.bindings import Model
 from ..mapping.family import megatron_values
 from .context import JobContext
-from .unverified import lost, not_verified
+from .unverified import last_line, lost, not_verified
 
 MOST_DIFFERENCE = 1e-3
 """Of two models' logits in fp32, as a part of their range: sums in another order come to some millionths."""
@@ -69,16 +69,13 @@ def _run_logits(request: str, heard: Callable[[float], None]) -> dict[str, float
                 process.kill()
         if figures is not None:
             return figures
-        log.seek(0)
-        text = log.read().decode(errors="replace")
-    sys.stderr.write(text)
+        last = last_line(log)
     if process.returncode < 0:
         raise lost()
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "no word")
     raise BadInputError(
         "not_verified",
         "the logits of the two models",
-        found=f"a model that could not be run here: {last[:300]}",
+        found=f"a model that could not be run here: {last}",
         expected="two models that this host can build and hold in fp32, one after the other",
         next_step="Verify `tensors` alone, or run it where Megatron runs this model.",
     )

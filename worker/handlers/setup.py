@@ -18,7 +18,8 @@ from ..engine.parts import file_bytes_for
 from ..integration.peft import Peft
 from ..jobs.errors import BadInputError, ConflictError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.setup_spec import DType, PeftSettings, SetupSpec
+from ..jobs.setup_spec import PeftSettings, SetupSpec
+from ..jobs.spec_fields import DType
 from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
 from ..mapping.run_config import RUN_CONFIG

@@ -1,6 +1,8 @@
 """What verification says where it fails, or cannot be done."""
 
+import sys
 from pathlib import Path
+from typing import IO
 
 from ..checkpoints.torch_dist import METADATA
 from ..jobs.errors import BadInputError, TransientError
@@ -26,6 +28,14 @@ def lost() -> TransientError:
         expected="an answer",
         next_step="Retry; if it repeats, look for the kernel's out-of-memory messages.",
     )
+
+
+def last_line(log: IO[bytes]) -> str:
+    """What a process of ours said last, cut to a line of an error; all of it goes where errors go."""
+    log.seek(0)
+    text = log.read().decode(errors="replace")
+    sys.stderr.write(text)
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no word")[:300]
 
 
 def refuse_older_format(folder: Path, check: str) -> None:

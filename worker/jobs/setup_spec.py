@@ -2,16 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field
 
-Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
-"""`root-name:relative/path`, or an absolute path under a configured root."""
-
-LEAST_PART_BYTES = 2**20
-"""Of `part_bytes`: about so much is written, retried and resumed as one part; None: chosen by the size of the whole."""
-
-DType = Literal["bf16", "fp16", "fp32"]
-"""What tensors are cast to; each is rounded once. None: as they are stored, quantized ones as the config says."""
+from .spec_fields import LEAST_PART_BYTES, DType, Location, Spec
 
 ProfileName = Literal["megatron-lm", "megatron-bridge", "verl", "slime", "nemo-rl"]
 """The trainer."""
@@ -22,11 +15,7 @@ Recompute = Literal["none", "selective", "full"]
 _Size = Annotated[int, Field(ge=1, le=10**5)]
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Parallelism(_Spec):
+class Parallelism(Spec):
     """How a run is spread over GPUs."""
 
     tp_size: _Size = 1
@@ -46,7 +35,7 @@ class Parallelism(_Spec):
     """GPUs; None: the fewest that the sizes above allow."""
 
 
-class PeftSettings(_Spec):
+class PeftSettings(Spec):
     """Adapters beside a frozen base. Names and defaults are Megatron-Bridge's."""
 
     type: Literal["lora", "canonical_lora", "dora"] = "lora"
@@ -64,7 +53,7 @@ class PeftSettings(_Spec):
     """Write a freshly initialised adapter checkpoint."""
 
 
-class DdpSettings(_Spec):
+class DdpSettings(Spec):
     """How the model is wrapped for data parallelism."""
 
     use_distributed_optimizer: bool = True
@@ -73,7 +62,7 @@ class DdpSettings(_Spec):
     """Fields of Megatron's `DistributedDataParallelConfig`."""
 
 
-class SetupSpec(_Spec):
+class SetupSpec(Spec):
     """HF folder, Megatron checkpoint or bare config -> a directory that a trainer starts from."""
 
     kind: Literal["setup"] = "setup"

@@ -4,14 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
-from .setup_spec import LEAST_PART_BYTES, DType, Location, SetupSpec
+from .setup_spec import SetupSpec
+from .spec_fields import LEAST_PART_BYTES, DType, Location, Spec
 
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
-
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 OnExists = Literal["error", "replace"]
@@ -27,14 +24,14 @@ Check = Literal["tensors", "logits"]
 source; both models run on the same tokens in fp32."""
 
 
-class ConfigSpec(_Spec):
+class ConfigSpec(Spec):
     """Answer Megatron's `GPTModelConfig` for an HF config: configuration only."""
 
     kind: Literal["config"] = "config"
     source: Location
 
 
-class ImportSpec(_Spec):
+class ImportSpec(Spec):
     """HF folder -> Megatron-Core `torch_dist` checkpoint."""
 
     kind: Literal["import"] = "import"
@@ -50,7 +47,7 @@ class ImportSpec(_Spec):
     on_exists: OnExists = "error"
 
 
-class ExportSpec(_Spec):
+class ExportSpec(Spec):
     """Megatron-Core `torch_dist` checkpoint -> HF folder."""
 
     kind: Literal["export"] = "export"
@@ -67,7 +64,7 @@ class ExportSpec(_Spec):
     on_exists: OnExists = "error"
 
 
-class AdapterUse(_Spec):
+class AdapterUse(Spec):
     """An adapter of a merge, and how much of it."""
 
     path: Location
@@ -80,7 +77,7 @@ Combine = Literal["sequential", "linear", "cat", "svd", "ties", "dare_linear", "
 _BY_DENSITY = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 
 
-class MergeSpec(_Spec):
+class MergeSpec(Spec):
     """A base, HF or Megatron, with adapters folded into its weights."""
 
     kind: Literal["merge"] = "merge"
@@ -126,7 +123,7 @@ class MergeSpec(_Spec):
         return value
 
 
-class VerifySpec(_Spec):
+class VerifySpec(Spec):
     """Check a folder against its manifest, or compare the tensors of two checkpoints, of any formats."""
 
     kind: Literal["verify"] = "verify"
@@ -139,7 +136,7 @@ class VerifySpec(_Spec):
     """With `against`: run both models on the same tokens too."""
 
 
-class AdapterExportSpec(_Spec):
+class AdapterExportSpec(Spec):
     """Megatron adapter -> PEFT folder."""
 
     kind: Literal["adapter"] = "adapter"
@@ -156,7 +153,7 @@ class AdapterExportSpec(_Spec):
     on_exists: OnExists = "error"
 
 
-class AdapterImportSpec(_Spec):
+class AdapterImportSpec(Spec):
     """PEFT folder -> Megatron adapter."""
 
     kind: Literal["adapter"] = "adapter"
@@ -174,7 +171,7 @@ class AdapterImportSpec(_Spec):
     on_exists: OnExists = "error"
 
 
-class AdapterExtractSpec(_Spec):
+class AdapterExtractSpec(Spec):
     """Two checkpoints of one model -> PEFT folder of what lies between them, as near as its rank allows."""
 
     kind: Literal["adapter"] = "adapter"

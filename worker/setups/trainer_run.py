@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..jobs.setup_spec import DdpSettings, DType, Parallelism, PeftSettings, Recompute
+from ..jobs.setup_spec import DdpSettings, Parallelism, PeftSettings, Recompute
+from ..jobs.spec_fields import DType
 from ..mapping.bindings import Model
 
 
@@ -48,6 +49,11 @@ class TrainerRun:
     def dp_size(self) -> int:
         sizes = self.parallelism
         return self.world_size // (sizes.tp_size * sizes.pp_size * sizes.cp_size)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where the run saves: beside the directory, which stays as it was set up."""
+        return f"{self.target}-checkpoints"
 
     @property
     def gpus_per_node(self) -> int:

@@ -32,16 +32,17 @@ def serve(request: str) -> None:
         timeout=timedelta(seconds=_SECONDS),
     )
     _join_groups(asked["parallelism"])
+    from ..integration.model_checkpoint import load_checkpoint
     from .off_cuda import megatron_on
 
     with megatron_on("cpu"), mock.patch.object(torch.cuda, "current_stream", return_value=None):
         chunks = _built(asked["config"])
-        _load(chunks, Path(asked["folder"]))
+        load_checkpoint(chunks, Path(asked["folder"]))
     distributed.barrier()
 
 
 def _join_groups(sizes: dict[str, Any]) -> None:
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import parallel_state
 
     state: Any = parallel_state
     state.initialize_model_parallel(
@@ -52,8 +53,6 @@ def _join_groups(sizes: dict[str, Any]) -> None:
         expert_model_parallel_size=sizes["ep_size"],
         expert_tensor_parallel_size=sizes["etp_size"],
     )
-    random: Any = tensor_parallel.random
-    random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
 
 
 def _built(written: dict[str, object]) -> list[Any]:
@@ -65,11 +64,4 @@ def _built(written: dict[str, object]) -> list[Any]:
     config.finalize()
     groups: Any = ProcessGroupCollection
     builder = config.get_builder_cls()(config)
-    built = builder.build_distributed_models(groups.use_mpu_process_groups(), wrap_with_ddp=False)
-    return built if isinstance(built, list) else [built]
-
-
-def _load(chunks: list[Any], folder: Path) -> None:
-    from ..integration.model_checkpoint import load_checkpoint
-
-    load_checkpoint(chunks, folder, strict=True)
+    return builder.build_distributed_models(groups.use_mpu_process_groups(), wrap_with_ddp=False)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ..ddp_values import ddp_values
 from ..profile import Profile, ReadKey
+from ..run_values import parallel_values, recompute_values, stage_values
 from ..trainer_run import TrainerRun
 from ..yaml_text import yaml_text
 
@@ -18,35 +19,26 @@ _LORA_PY = "src/megatron/bridge/peft/lora.py"
 
 def document(run: TrainerRun) -> dict[str, object]:
     """Sections of `ConfigContainer`."""
-    sizes, full = run.parallelism, run.recompute == "full"
     model: dict[str, object] = {
-        "tensor_model_parallel_size": sizes.tp_size,
-        "pipeline_model_parallel_size": sizes.pp_size,
-        "virtual_pipeline_model_parallel_size": sizes.vpp_size,
-        "context_parallel_size": sizes.cp_size,
-        "expert_model_parallel_size": sizes.ep_size,
-        "expert_tensor_parallel_size": run.etp_size,
-        "sequence_parallel": run.sequence_parallel,
-        "num_layers_in_first_pipeline_stage": sizes.first_stage_layers,
-        "num_layers_in_last_pipeline_stage": sizes.last_stage_layers,
-        "recompute_granularity": None if run.recompute == "none" else run.recompute,
-        "recompute_method": "uniform" if full else None,
-        "recompute_num_layers": 1 if full else None,
+        **parallel_values(run),
+        **stage_values(run),
+        **recompute_values(run),
         "seq_length": run.sequence_length,
     }
+    ddp = ddp_values(run.ddp)
     found: dict[str, object] = {
         "model": model,
         "checkpoint": {
             "pretrained_checkpoint": str(run.base),
-            "load": f"{run.target}-checkpoints",
-            "save": f"{run.target}-checkpoints",
+            "load": run.checkpoints,
+            "save": run.checkpoints,
             "ckpt_format": "torch_dist",
         },
         "dataset": {"sequence_length": run.sequence_length},
         "tokenizer": {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": str(run.hf)},
         "train": {"micro_batch_size": run.micro_batch_size},
         "rng": {"seed": run.seed},
-        "ddp": {name: ddp_values(run.ddp)[name] for name in _ddp_names(run)},
+        "ddp": {name: ddp[name] for name in _ddp_names(run)},
     }
     return found if run.peft is None else found | {"peft": _peft(run)}
 

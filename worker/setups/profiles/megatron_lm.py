@@ -4,7 +4,7 @@ Source: `megatron.training.arguments` and `argument_utils` of megatron-core 0.19
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import cast
 
@@ -180,8 +180,12 @@ _OF_RUN = (
 
 def _files(run: TrainerRun) -> Mapping[str, bytes]:
     _refuse_longer(run)
-    lines = [shlex.join(group) for group in model_arguments(run, _TRAINER)]
-    return {ARGUMENTS: ("\n".join(lines) + "\n").encode(), START: _start_script(run)}
+    return {ARGUMENTS: argument_file(model_arguments(run, _TRAINER)), START: _start_script(run)}
+
+
+def argument_file(groups: Iterable[tuple[str, ...]]) -> bytes:
+    """An argument with its values a line, quoted as a shell reads it."""
+    return "".join(f"{shlex.join(group)}\n" for group in groups).encode()
 
 
 def _refuse_longer(run: TrainerRun) -> None:
@@ -283,8 +287,8 @@ def _of_training(run: TrainerRun) -> Iterator[tuple[str, ...]]:
     yield "--seed", str(run.seed)
     # A restart goes on from what was saved; only the first start takes the base, and without its optimizer.
     yield "--pretrained-checkpoint", str(run.base)
-    yield "--load", _saved(run)
-    yield "--save", _saved(run)
+    yield "--load", run.checkpoints
+    yield "--save", run.checkpoints
     yield "--save-interval", "500"
     yield "--ckpt-format", "torch_dist"
     yield "--tokenizer-type", "HuggingFaceTokenizer"
@@ -304,11 +308,6 @@ def _of_ddp(run: TrainerRun) -> Iterator[tuple[str, ...]]:
             yield (flag,)
     if said["bucket_size"] is not None:
         yield "--ddp-bucket-size", str(said["bucket_size"])
-
-
-def _saved(run: TrainerRun) -> str:
-    """Beside the directory, which stays as it was set up."""
-    return f"{run.target}-checkpoints"
 
 
 def _refuse_other(name: str, value: object, values: Mapping[str, object]) -> None:
@@ -342,7 +341,7 @@ def _start(run: TrainerRun) -> tuple[str, str, str]:
     return (
         f"`{ARGUMENTS}` is read by Megatron-LM's own parser; the base is `{run.base}`.",
         f"Start in Megatron-LM's folder, on {run.world_size} GPUs: `DATA=... bash {run.target / START}`.",
-        f"Set first: DATA, GLOBAL_BATCH_SIZE, TRAIN_ITERS and LR; checkpoints go to `{_saved(run)}`.",
+        f"Set first: DATA, GLOBAL_BATCH_SIZE, TRAIN_ITERS and LR; checkpoints go to `{run.checkpoints}`.",
     )
 
 

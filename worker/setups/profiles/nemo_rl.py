@@ -11,6 +11,7 @@ from ...checkpoints.iterations import TRACKER, iteration_name, tracker_text
 from ...mapping.run_config import RUN_CONFIG
 from ..ddp_values import ddp_values
 from ..profile import Profile, ReadKey
+from ..run_values import parallel_values, stage_values
 from ..trainer_run import TrainerRun
 from ..yaml_text import yaml_text
 from .refusal import no_setting
@@ -44,23 +45,18 @@ def document(run: TrainerRun) -> dict[str, object]:
         raise no_setting(_TRAINER, "spec field ddp.overrides.average_in_collective", "true", "Leave it out.")
     if run.recompute == "selective":
         raise no_setting(_TRAINER, "spec field recompute", "selective", "Choose `none` or `full`.")
+    ddp = ddp_values(run.ddp)
     megatron: dict[str, object] = {
         "enabled": True,
-        "tensor_model_parallel_size": sizes.tp_size,
-        "pipeline_model_parallel_size": sizes.pp_size,
-        "context_parallel_size": sizes.cp_size,
-        "expert_model_parallel_size": sizes.ep_size,
-        "expert_tensor_parallel_size": run.etp_size,
-        "sequence_parallel": run.sequence_parallel,
-        "num_layers_in_first_pipeline_stage": sizes.first_stage_layers,
-        "num_layers_in_last_pipeline_stage": sizes.last_stage_layers,
+        **{name: value for name, value in parallel_values(run).items() if not name.startswith("virtual")},
+        **stage_values(run),
         "activation_checkpointing": run.recompute == "full",
         "optimizer": {
             "use_distributed_optimizer": run.ddp.use_distributed_optimizer,
             "bf16": run.dtype == "bf16",
             "fp16": run.dtype == "fp16",
         },
-        "distributed_data_parallel_config": {name: ddp_values(run.ddp)[name] for name in _DDP},
+        "distributed_data_parallel_config": {name: ddp[name] for name in _DDP},
         **_lora(run),
     }
     return {
@@ -74,7 +70,7 @@ def document(run: TrainerRun) -> dict[str, object]:
             **({"sequence_packing": {"enabled": True}} if sizes.cp_size > 1 else {}),
             "megatron_cfg": megatron,
         },
-        "checkpointing": {"enabled": True, "checkpoint_dir": f"{run.target}-checkpoints"},
+        "checkpointing": {"enabled": True, "checkpoint_dir": run.checkpoints},
         "cluster": {"gpus_per_node": run.gpus_per_node, "num_nodes": run.nodes},
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from ..profile import Profile, ReadKey
 from ..trainer_run import TrainerRun
-from .megatron_lm import MEGATRON_LM, model_arguments
+from .megatron_lm import MEGATRON_LM, argument_file, model_arguments
 from .refusal import no_setting
 
 _TRAINER = "slime (commit f4fcce8)"
@@ -23,8 +23,7 @@ _OTHER_MODELS = ("hybrid_layer_pattern", "experimental_attention_variant", "seq_
 
 
 def _files(run: TrainerRun) -> Mapping[str, bytes]:
-    lines = [shlex.join(group) for group in arguments(run)]
-    return {ARGUMENTS: ("\n".join(lines) + "\n").encode()}
+    return {ARGUMENTS: argument_file(arguments(run))}
 
 
 def arguments(run: TrainerRun) -> Iterator[tuple[str, ...]]:
@@ -33,8 +32,8 @@ def arguments(run: TrainerRun) -> Iterator[tuple[str, ...]]:
     yield "--hf-checkpoint", str(run.hf_weights or run.hf)
     # The reference's checkpoint is the first start's too: `--load` is empty until something is saved.
     yield "--ref-load", str(run.base)
-    yield "--load", _saved(run)
-    yield "--save", _saved(run)
+    yield "--load", run.checkpoints
+    yield "--save", run.checkpoints
     yield "--actor-num-nodes", str(run.nodes)
     yield "--actor-num-gpus-per-node", str(run.gpus_per_node)
     yield "--num-gpus-per-node", str(run.gpus_per_node)
@@ -53,10 +52,6 @@ def _refuse(run: TrainerRun) -> None:
         value = run.model.mcore.get(name)
         if value is not None:
             raise no_setting(_TRAINER, f"Megatron value {name}", value, "Use profile megatron-lm or megatron-bridge.")
-
-
-def _saved(run: TrainerRun) -> str:
-    return f"{run.target}-checkpoints"
 
 
 def _start(run: TrainerRun) -> tuple[str, str, str]:

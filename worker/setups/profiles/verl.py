@@ -11,6 +11,7 @@ from typing import cast
 from ...checkpoints.iterations import iteration_name
 from ..ddp_values import ddp_values
 from ..profile import Profile, ReadKey
+from ..run_values import parallel_values, recompute_values, stage_values
 from ..trainer_run import TrainerRun
 from .refusal import no_setting
 
@@ -67,8 +68,9 @@ def overrides(run: TrainerRun) -> Iterator[tuple[str, object]]:
     for name, value in _actor(run).items():
         if value is not None:
             yield _under(_ACTOR, name), value
+    ddp = ddp_values(run.ddp)
     for name in run.ddp.overrides:
-        yield f"+{_ACTOR}.override_ddp_config.{name}", ddp_values(run.ddp)[name]
+        yield f"+{_ACTOR}.override_ddp_config.{name}", ddp[name]
     yield from _lora(run)
     yield "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", run.micro_batch_size
     yield "actor_rollout_ref.rollout.load_format", "dummy"
@@ -89,15 +91,8 @@ def _refuse(run: TrainerRun) -> None:
 
 
 def _engine(run: TrainerRun) -> Mapping[str, object]:
-    sizes = run.parallelism
     return {
-        "tensor_model_parallel_size": sizes.tp_size,
-        "pipeline_model_parallel_size": sizes.pp_size,
-        "virtual_pipeline_model_parallel_size": sizes.vpp_size,
-        "context_parallel_size": sizes.cp_size,
-        "expert_model_parallel_size": sizes.ep_size,
-        "expert_tensor_parallel_size": run.etp_size,
-        "sequence_parallel": run.sequence_parallel,
+        **parallel_values(run),
         # verl puts adapters on before it loads, and its reader of checkpoints would look for them in the base.
         "use_dist_checkpointing": run.peft is None,
         "dist_checkpointing_path": str(run.base / iteration_name(run.iteration)) if run.peft is None else None,
@@ -107,16 +102,12 @@ def _engine(run: TrainerRun) -> Mapping[str, object]:
 
 
 def _actor(run: TrainerRun) -> Mapping[str, object]:
-    sizes, full = run.parallelism, run.recompute == "full"
     return {
         "use_distributed_optimizer": run.ddp.use_distributed_optimizer,
         "seed": run.seed,
         "dtype": str(run.model.mcore.get("params_dtype")),
-        "+override_transformer_config.num_layers_in_first_pipeline_stage": sizes.first_stage_layers,
-        "+override_transformer_config.num_layers_in_last_pipeline_stage": sizes.last_stage_layers,
-        "override_transformer_config.recompute_granularity": None if run.recompute == "none" else run.recompute,
-        "override_transformer_config.recompute_method": "uniform" if full else None,
-        "override_transformer_config.recompute_num_layers": 1 if full else None,
+        **{f"+override_transformer_config.{name}": value for name, value in stage_values(run).items()},
+        **{f"override_transformer_config.{name}": value for name, value in recompute_values(run).items()},
         "vanilla_mbridge": False if run.peft is not None else None,
     }
 

@@ -1,0 +1,20 @@
+"""What specs of all kinds are made of."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+Location = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+"""`root-name:relative/path`, or an absolute path under a configured root."""
+
+LEAST_PART_BYTES = 2**20
+"""Of `part_bytes`: about so much is written, retried and resumed as one part; None: chosen by the size of the whole."""
+
+DType = Literal["bf16", "fp16", "fp32"]
+"""What tensors are cast to; each is rounded once. None: as they are stored, quantized ones as the config says."""
+
+
+class Spec(BaseModel):
+    """Frozen, and closed to fields that it does not name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
