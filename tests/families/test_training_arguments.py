@@ -17,6 +17,7 @@ from worker.mapping.family import megatron_values
 from worker.mapping.model_config import build, to_json_dict
 from worker.mapping.upstream_classes import VARIANT_FIELDS
 from worker.mapping.vocabulary import padded_size
+from worker.setups.ddp_values import FIELDS
 from worker.setups.profiles.megatron_lm import model_arguments
 from worker.setups.run_values import run_values
 
@@ -131,6 +132,12 @@ def test_megatrons_parser_takes_every_parallelism(megatron: Ranks) -> None:
         ours = to_json_dict(build(megatron_values(run.model.family, run_values(run), "test")))
         padded = {"vocab_size": padded_size(run.model.mcore, run.parallelism.tp_size)}
         assert _of_model(theirs[name]) == _of_model(ours) | padded, name
+
+
+def test_ddp_fields_and_defaults_are_upstreams(megatron: Ranks) -> None:
+    [theirs] = megatron.run("tests.megatron.arguments:ddp_defaults")
+
+    assert theirs == FIELDS
 
 
 def _of_model(config: dict[str, Any]) -> dict[str, object]:

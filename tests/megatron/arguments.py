@@ -46,6 +46,17 @@ def _parsed(words: list[str]) -> Any:
     return parsed
 
 
+def ddp_defaults() -> dict[str, object]:
+    """Every field of upstream's DDP config but those of dtypes, with its default."""
+    from dataclasses import asdict, fields
+
+    from megatron.core.distributed import DistributedDataParallelConfig
+
+    names = [field.name for field in fields(DistributedDataParallelConfig) if not field.name.endswith("_dtype")]
+    values = asdict(DistributedDataParallelConfig())
+    return {name: values[name] for name in names}
+
+
 @contextmanager
 def _a_host_with_kernels(world_size: int) -> Iterator[None]:
     """As a trainer's: the parser's checks look for a GPU and for Transformer Engine's fused functions."""

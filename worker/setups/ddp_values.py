@@ -5,7 +5,7 @@ import json
 from ..jobs.errors import BadInputError
 from ..jobs.setup_spec import DdpSettings
 
-_FIELDS: dict[str, object] = {
+FIELDS: dict[str, object] = {
     "grad_reduce_in_fp32": False,
     "overlap_grad_reduce": False,
     "overlap_param_gather": False,
@@ -57,7 +57,7 @@ _FSDP: dict[str, object] = {
 
 def ddp_values(settings: DdpSettings) -> dict[str, object]:
     """Every field. BadInputError where an override names none, or has another type than its field."""
-    values = {**_FIELDS, **_OURS, "use_distributed_optimizer": settings.use_distributed_optimizer}
+    values = {**FIELDS, **_OURS, "use_distributed_optimizer": settings.use_distributed_optimizer}
     if settings.use_megatron_fsdp:
         values |= _FSDP
     for name, value in settings.overrides.items():
@@ -71,9 +71,9 @@ def ddp_json(settings: DdpSettings) -> bytes:
 
 
 def _checked(name: str, value: object) -> object:
-    if name not in _FIELDS:
-        raise _wrong(name, "no such field", f"one of {', '.join(sorted(_FIELDS))}")
-    default = _FIELDS[name]
+    if name not in FIELDS:
+        raise _wrong(name, "no such field", f"one of {', '.join(sorted(FIELDS))}")
+    default = FIELDS[name]
     if default is None and (value is None or (isinstance(value, int) and not isinstance(value, bool))):
         return value
     if isinstance(default, type(value)) or (isinstance(default, tuple) and _is_list(value)):
