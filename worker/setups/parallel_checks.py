@@ -5,18 +5,13 @@ megatron-core 0.19.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ..jobs.errors import BadInputError
+from .context_checks import context_problems
+from .ddp_values import ddp_values
+from .problem import Problem
 from .stages import fewest_gpus, layers_per_stage
 from .trainer_run import TrainerRun
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    field: str
-    found: str
-    expected: str
 
 
 def refuse_impossible(run: TrainerRun) -> None:
@@ -27,7 +22,7 @@ def refuse_impossible(run: TrainerRun) -> None:
             f"spec field {problem.field}",
             found=problem.found,
             expected=problem.expected,
-            next_step="Choose another size.",
+            next_step=problem.next_step,
         )
 
 
@@ -36,31 +31,35 @@ def is_possible(run: TrainerRun) -> bool:
     return next(_problems(run), None) is None
 
 
-def _problems(run: TrainerRun) -> Iterator[_Problem]:
+def _problems(run: TrainerRun) -> Iterator[Problem]:
     yield from _tensor_parallel(run)
     yield from _experts(run)
     yield from _pipeline(run)
     yield from _sequence(run)
+    yield from context_problems(run)
     yield from _world(run)
+    yield from _optimizer_instances(run)
 
 
-def _tensor_parallel(run: TrainerRun) -> Iterator[_Problem]:
+def _tensor_parallel(run: TrainerRun) -> Iterator[Problem]:
     tp, values = run.parallelism.tp_size, run.model.mcore
     field = "parallelism.tp_size"
     heads = values.positive("num_attention_heads")
     groups = values.integer("num_query_groups", heads)
     if heads % tp:
-        yield _Problem(field, str(tp), f"a divisor of the {heads} attention heads")
-    if not values.get("multi_latent_attention") and groups % tp and tp % groups:
-        yield _Problem(field, str(tp), f"a divisor or a multiple of the {groups} query groups")
+        yield Problem(field, str(tp), f"a divisor of the {heads} attention heads")
+    if groups % tp and values.get("qk_norm_width") == "full":
+        yield Problem(field, str(tp), f"a divisor of the {groups} query groups, whose keys are normed over all heads")
+    elif not values.get("multi_latent_attention") and groups % tp and tp % groups:
+        yield Problem(field, str(tp), f"a divisor or a multiple of the {groups} query groups")
     for name, what in _CUT_BY_TP:
         size = values.get(name)
         if isinstance(size, int) and size % tp:
-            yield _Problem(field, str(tp), f"a divisor of {what}, {size:,}")
+            yield Problem(field, str(tp), f"a divisor of {what}, {size:,}")
     if values.get("linear_attention_freq") is not None:
         for name in ("linear_num_key_heads", "linear_num_value_heads"):
             if values.positive(name) % tp:
-                yield _Problem(field, str(tp), f"a divisor of {name}, {values.positive(name)}")
+                yield Problem(field, str(tp), f"a divisor of {name}, {values.positive(name)}")
 
 
 _CUT_BY_TP = (
@@ -71,29 +70,32 @@ _CUT_BY_TP = (
 )
 
 
-def _experts(run: TrainerRun) -> Iterator[_Problem]:
+def _experts(run: TrainerRun) -> Iterator[Problem]:
     sizes, values = run.parallelism, run.model.mcore
     experts = values.get("num_moe_experts")
     if not isinstance(experts, int):
         if sizes.ep_size > 1:
-            yield _Problem("parallelism.ep_size", str(sizes.ep_size), "1, since the model has no experts")
+            yield Problem("parallelism.ep_size", str(sizes.ep_size), "1, since the model has no experts")
         return
     if experts % sizes.ep_size:
-        yield _Problem("parallelism.ep_size", str(sizes.ep_size), f"a divisor of the {experts} experts")
+        yield Problem("parallelism.ep_size", str(sizes.ep_size), f"a divisor of the {experts} experts")
     width = values.integer("moe_ffn_hidden_size", values.positive("ffn_hidden_size"))
     if width % run.etp_size:
-        yield _Problem("parallelism.etp_size", str(run.etp_size), f"a divisor of an expert's size, {width:,}")
+        yield Problem("parallelism.etp_size", str(run.etp_size), f"a divisor of an expert's size, {width:,}")
+    if values.get("add_bias_linear") and run.etp_size > 1:
+        expected = "1: Megatron-Core adds the biases of experts whole on every rank that shares an expert"
+        yield Problem("parallelism.etp_size", str(run.etp_size), expected, "Set it to 1, and cut experts by ep_size.")
     if sizes.tp_size > 1 and not run.sequence_parallel:
-        yield _Problem("parallelism.sequence_parallel", "false", "true: with experts and TP, training asks for it")
+        yield Problem("parallelism.sequence_parallel", "false", "true: with experts and TP, training asks for it")
 
 
-def _pipeline(run: TrainerRun) -> Iterator[_Problem]:
+def _pipeline(run: TrainerRun) -> Iterator[Problem]:
     sizes, layers = run.parallelism, run.model.mcore.positive("num_layers")
     uneven = sizes.first_stage_layers is not None or sizes.last_stage_layers is not None
     if sizes.pp_size == 1 and uneven:
-        yield _Problem("parallelism.first_stage_layers, last_stage_layers", "one stage", "none, or a larger pp_size")
+        yield Problem("parallelism.first_stage_layers, last_stage_layers", "one stage", "none, or a larger pp_size")
     elif sizes.pp_size == 1 and sizes.vpp_size is not None:
-        yield _Problem("parallelism.vpp_size", str(sizes.vpp_size), "none, or a pp_size above 1")
+        yield Problem("parallelism.vpp_size", str(sizes.vpp_size), "none, or a pp_size above 1")
     elif layers_per_stage(layers, sizes) is None:
         found = f"{sizes.pp_size} stages" + (f" of {sizes.vpp_size} chunks" if sizes.vpp_size else "")
         given = (sizes.first_stage_layers, sizes.last_stage_layers)
@@ -101,34 +103,45 @@ def _pipeline(run: TrainerRun) -> Iterator[_Problem]:
             found += f", the first and the last of {given[0] or 'as many'} and {given[1] or 'as many'} layers"
         expected = f"a number that deals out {layers} layers evenly"
         more = "" if uneven else "; or uneven stages, by first_stage_layers and last_stage_layers"
-        yield _Problem("parallelism.pp_size", found, expected + more)
-    pattern = run.model.mcore.get("hybrid_layer_pattern")
-    if pattern is not None and (uneven or sizes.vpp_size is not None):
-        yield _Problem("parallelism.vpp_size, first_stage_layers, last_stage_layers", "set", "none in a hybrid model")
+        yield Problem("parallelism.pp_size", found, expected + more)
+    if run.model.mcore.get("hybrid_layer_pattern") is not None and sizes.vpp_size is not None:
+        expected = "none in a hybrid model, whose stages Megatron-Core cuts into chunks by `|` in the pattern alone"
+        yield Problem("parallelism.vpp_size", str(sizes.vpp_size), expected, "Leave it out.")
 
 
-def _sequence(run: TrainerRun) -> Iterator[_Problem]:
+def _sequence(run: TrainerRun) -> Iterator[Problem]:
     sizes, length = run.parallelism, run.sequence_length
     if sizes.sequence_parallel and sizes.tp_size == 1:
-        yield _Problem("parallelism.sequence_parallel", "true", "a tp_size above 1, over which the sequence is cut")
+        yield Problem("parallelism.sequence_parallel", "true", "a tp_size above 1, over which the sequence is cut")
     if sizes.cp_size > 1 and length % (2 * sizes.cp_size):
-        yield _Problem("sequence_length", str(length), f"a multiple of 2 x cp_size, {2 * sizes.cp_size}")
+        yield Problem("sequence_length", str(length), f"a multiple of 2 x cp_size, {2 * sizes.cp_size}")
     elif run.sequence_parallel and (length // sizes.cp_size) % sizes.tp_size:
-        yield _Problem(
+        yield Problem(
             "sequence_length", str(length), f"a multiple of cp_size x tp_size, {sizes.cp_size * sizes.tp_size}"
         )
     longest = run.model.mcore.get("seq_length")
     if isinstance(longest, int) and length > longest:
-        yield _Problem("sequence_length", f"{length:,}", f"at most the model's {longest:,} positions")
+        yield Problem("sequence_length", f"{length:,}", f"at most the model's {longest:,} positions")
 
 
-def _world(run: TrainerRun) -> Iterator[_Problem]:
+def _world(run: TrainerRun) -> Iterator[Problem]:
     fewest = fewest_gpus(run.parallelism)
     sizes = run.parallelism
     model, expert = sizes.tp_size * sizes.cp_size * sizes.pp_size, run.etp_size * sizes.ep_size * sizes.pp_size
     if run.world_size % model or run.world_size % expert:
-        yield _Problem(
+        yield Problem(
             "parallelism.world_size",
             str(run.world_size),
             f"a multiple of {fewest}: of TP x CP x PP, {model}, and of ETP x EP x PP, {expert}",
         )
+
+
+def _optimizer_instances(run: TrainerRun) -> Iterator[Problem]:
+    name = "num_distributed_optimizer_instances"
+    instances = ddp_values(run.ddp)[name]
+    assert isinstance(instances, int)
+    counts = (("data-parallel ranks", run.replicas), ("data-parallel ranks of experts", run.expert_replicas))
+    for what, count in counts:
+        if instances < 1 or count % instances:
+            yield Problem(f"ddp.overrides.{name}", str(instances), f"a divisor of the {count} {what}")
+            return

@@ -51,6 +51,16 @@ class TrainerRun:
         return self.world_size // (sizes.tp_size * sizes.pp_size * sizes.cp_size)
 
     @property
+    def replicas(self) -> int:
+        """Ranks that hold the same weights outside experts: of data and context parallelism."""
+        return self.world_size // (self.parallelism.tp_size * self.parallelism.pp_size)
+
+    @property
+    def expert_replicas(self) -> int:
+        """Ranks that hold the same experts; without experts, as many as the sizes would have it."""
+        return self.world_size // (self.etp_size * self.parallelism.ep_size * self.parallelism.pp_size)
+
+    @property
     def checkpoints(self) -> str:
         """Where the run saves: beside the directory, which stays as it was set up."""
         return f"{self.target}-checkpoints"
