@@ -115,6 +115,13 @@ LLAMA_405B: dict[str, Any] = {
     "vocab_size": 128256,
 }
 
+LLAMA_8B: dict[str, Any] = LLAMA_405B | {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+
 QWEN3_235B: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",

@@ -9,28 +9,19 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from tests.large_stand_ins import DEEPSEEK_V3, LLAMA_405B, QWEN3_235B
+from tests.large_stand_ins import LLAMA_8B
 from tests.trainer_runs import run_of
 from worker.checkpoints.iterations import iteration_folder
 from worker.jobs.errors import BadInputError
 from worker.jobs.setup_spec import DdpSettings, Parallelism, PeftSettings, ProfileName
 from worker.setups.ddp_values import ddp_values
-from worker.setups.memory_estimate import estimate
 from worker.setups.profiles import megatron_bridge, nemo_rl, slime, verl
 from worker.setups.profiles.megatron_lm import model_arguments
 from worker.setups.registry import PROFILES, profile_of
-from worker.setups.stages import chunks_of_stages, fewest_gpus, layers_per_stage
-from worker.setups.suggestion import nearest_fitting, refuse_too_large
+from worker.setups.stages import chunks_of_stages, fewest_gpus, layers_per_stage, uneven_stages
 from worker.setups.trainer_run import TrainerRun
 from worker.setups.yaml_text import paths_in
 
-GIB = 2**30
-LLAMA_8B: dict[str, Any] = LLAMA_405B | {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-}
 PEFT = PeftSettings(dim=8, alpha=16, target_modules=("linear_qkv",), exclude_modules=("linear_fc2",))
 EVERYTHING: dict[str, Any] = {
     "parallelism": Parallelism(tp_size=2, pp_size=4, vpp_size=2, cp_size=2, first_stage_layers=4, last_stage_layers=4),
@@ -204,69 +195,6 @@ def test_fsdp_shards_weights_gradients_and_optimizer() -> None:
     assert ddp_values(DdpSettings(use_megatron_fsdp=True))["data_parallel_sharding_strategy"] == "optim_grads_params"
 
 
-def test_full_training_of_8b_takes_what_everybody_says() -> None:
-    """2 bytes of weights, 4 of gradients and 12 of optimizer for each of 8.03e9 parameters."""
-    run = run_of(LLAMA_8B, sequence_length=4096, ddp=DdpSettings(use_distributed_optimizer=False))
-
-    most = estimate(run).most
-
-    assert most.parameters == 8_030_261_248
-    assert most.weights + most.gradients + most.optimizer == 18 * most.parameters
-
-
-def test_activations_are_near_megatrons_own_estimate() -> None:
-    """Which is that of selective recomputation, after ffn / h alone (`megatron.training.theoretical_memory_usage`)."""
-    run = run_of(LLAMA_8B, sequence_length=4096, recompute="selective")
-
-    theirs = 32 * 4096 * 4096 * (18 + 4 * 14336 / 4096)
-
-    assert estimate(run).most.activations == pytest.approx(theirs, rel=0.15)
-
-
-def test_the_distributed_optimizer_and_full_recomputation_take_less() -> None:
-    plain = estimate(run_of(LLAMA_8B, sequence_length=4096, world_size=8)).most
-
-    full = estimate(run_of(LLAMA_8B, sequence_length=4096, world_size=8, recompute="full")).most
-
-    assert plain.optimizer == 12 * plain.parameters // 8
-    assert full.activations < plain.activations / 5
-
-
-def test_an_adapter_trains_a_thousandth() -> None:
-    run = run_of(LLAMA_8B, peft=PeftSettings(dim=8, alpha=16), sequence_length=1024)
-
-    most = estimate(run).most
-
-    per_layer = 8 * ((4096 + 6144) + (4096 + 4096) + (4096 + 2 * 14336) + (14336 + 4096))
-    assert most.gradients == 4 * 32 * per_layer
-    assert most.weights == 2 * (8_030_261_248 + 32 * per_layer)
-
-
-def test_expert_parallelism_shares_experts_alone() -> None:
-    one = estimate(run_of(QWEN3_235B, parallelism=Parallelism(ep_size=1))).most
-    eight = estimate(run_of(QWEN3_235B, parallelism=Parallelism(ep_size=8))).most
-
-    experts = 94 * 128 * 3 * 4096 * 1536
-    assert one.parameters == 235_093_634_560
-    assert one.parameters - eight.parameters == experts - experts // 8
-
-
-def test_the_nearest_parallelism_that_fits_is_found_for_the_largest_models() -> None:
-    asked = run_of(DEEPSEEK_V3, parallelism=Parallelism(tp_size=8, world_size=256), sequence_length=4096)
-
-    fit = nearest_fitting(asked, 80 * GIB)
-
-    assert fit is not None
-    assert fit.estimate.most.total <= 76 * GIB
-    assert fit.world_size % fewest_gpus(fit.parallelism) == 0
-
-
-def test_a_run_that_fits_is_let_through() -> None:
-    run = run_of(LLAMA_8B, parallelism=Parallelism(tp_size=4, world_size=8), sequence_length=2048)
-
-    assert refuse_too_large(run, 80 * GIB).most.total < 76 * GIB
-
-
 @pytest.mark.parametrize(
     ("layers", "sizes", "expected"),
     [
@@ -293,3 +221,27 @@ def test_the_fewest_gpus_serve_dense_layers_and_experts() -> None:
     assert fewest_gpus(Parallelism(tp_size=2, pp_size=4)) == 8
     assert fewest_gpus(Parallelism(tp_size=2, pp_size=2, ep_size=8, etp_size=1)) == 16
     assert fewest_gpus(Parallelism(tp_size=3, ep_size=2, etp_size=1)) == 6
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp_size", "expected"),
+    [
+        (126, 4, (32, 32, 32, 30)),
+        (126, 8, (16, 16, 16, 16, 16, 16, 16, 14)),
+        (61, 2, (31, 30)),
+        (61, 8, (8, 8, 8, 8, 8, 8, 8, 5)),
+        (61, 4, (16, 16, 16, 13)),
+        (6, 4, (1, 2, 2, 1)),
+        (9, 4, (2, 3, 3, 1)),
+    ],
+)
+def test_layers_that_do_not_divide_leave_less_to_the_ends(layers: int, pp_size: int, expected: tuple[int, ...]) -> None:
+    first, last = next(uneven_stages(layers, pp_size))
+
+    sizes = Parallelism(pp_size=pp_size, first_stage_layers=first, last_stage_layers=last)
+    assert layers_per_stage(layers, sizes) == expected
+
+
+def test_some_numbers_of_stages_can_not_be_made() -> None:
+    assert not list(uneven_stages(61, 32))
+    assert not list(uneven_stages(2, 4))

@@ -81,7 +81,12 @@ class Linear:
 
 def linears(model: Model) -> tuple[Linear, ...]:
     """Every layer that can carry LoRA: a matrix whose rows are those of whole HF matrices, embeddings aside."""
-    return tuple(_linear(binding) for binding in bindings(model) if _is_linear(binding))
+    return linears_among(bindings(model))
+
+
+def linears_among(bound: Iterable[Binding]) -> tuple[Linear, ...]:
+    """The same, of bindings at hand."""
+    return tuple(_linear(binding) for binding in bound if _is_linear(binding))
 
 
 def base_tensors(model: Model) -> BaseTensors:

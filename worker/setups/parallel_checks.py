@@ -7,10 +7,11 @@ megatron-core 0.19.
 from collections.abc import Iterator
 
 from ..jobs.errors import BadInputError
+from ..jobs.setup_spec import Parallelism
 from .context_checks import context_problems
 from .ddp_values import ddp_values
 from .problem import Problem
-from .stages import fewest_gpus, layers_per_stage
+from .stages import fewest_gpus, layers_per_stage, uneven_stages
 from .trainer_run import TrainerRun
 
 
@@ -102,11 +103,17 @@ def _pipeline(run: TrainerRun) -> Iterator[Problem]:
         if uneven:
             found += f", the first and the last of {given[0] or 'as many'} and {given[1] or 'as many'} layers"
         expected = f"a number that deals out {layers} layers evenly"
-        more = "" if uneven else "; or uneven stages, by first_stage_layers and last_stage_layers"
-        yield Problem("parallelism.pp_size", found, expected + more)
+        yield Problem("parallelism.pp_size", found, expected, _evener(layers, sizes))
     if run.model.mcore.get("hybrid_layer_pattern") is not None and sizes.vpp_size is not None:
         expected = "none in a hybrid model, whose stages Megatron-Core cuts into chunks by `|` in the pattern alone"
         yield Problem("parallelism.vpp_size", str(sizes.vpp_size), expected, "Leave it out.")
+
+
+def _evener(layers: int, sizes: Parallelism) -> str:
+    for first, last in () if sizes.vpp_size else uneven_stages(layers, sizes.pp_size):
+        named = [("--first-stage-layers", first), ("--last-stage-layers", last)]
+        return f"Add {' '.join(f'{name} {count}' for name, count in named if count)}, or choose another size."
+    return "Choose another size."
 
 
 def _sequence(run: TrainerRun) -> Iterator[Problem]:

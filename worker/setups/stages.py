@@ -1,5 +1,7 @@
 """Which layers each pipeline stage holds, chunk by chunk, as Megatron-Core deals them out."""
 
+from collections.abc import Iterator
+
 from ..jobs.setup_spec import Parallelism
 
 
@@ -25,6 +27,19 @@ def layers_per_stage(layers: int, sizes: Parallelism) -> tuple[int, ...] | None:
     each = left // middle if middle else 0
     counts = tuple(fixed.get(stage, each) for stage in range(sizes.pp_size))
     return None if any(count % (sizes.vpp_size or 1) for count in counts) else counts
+
+
+def uneven_stages(layers: int, pp_size: int) -> Iterator[tuple[int | None, int | None]]:
+    """(first_stage_layers, last_stage_layers) where layers do not divide: no stage holds more than it must.
+
+    The last stage alone has fewer, since it has the logits too; or, where that leaves it none, both ends have.
+    """
+    most = -(-layers // pp_size)
+    last, ends = layers - most * (pp_size - 1), layers - most * (pp_size - 2)
+    if pp_size > 1 and 0 < last < most:
+        yield None, last
+    elif pp_size > 2 and 1 < ends < 2 * most:
+        yield -(-ends // 2), ends // 2
 
 
 def chunks_of_stages(counts: tuple[int, ...], chunks: int) -> tuple[tuple[range, ...], ...]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from ..jobs.errors import BadInputError
-from ..jobs.setup_spec import Parallelism
-from .census import census
+from ..jobs.setup_spec import Parallelism, Recompute
+from .counts import Counts, counts
 from .memory_estimate import MemoryEstimate, StageMemory, estimate
 from .parallel_checks import is_possible
-from .stages import fewest_gpus
+from .stages import fewest_gpus, uneven_stages
 from .trainer_run import TrainerRun
 
 _GIB = 2**30
@@ -17,7 +17,7 @@ _ROOM = 4 * _GIB
 """For CUDA's context, NCCL's buffers and what the allocator cannot use; a tenth of smaller GPUs."""
 _MOST_TP = 8
 """GPUs of one host."""
-_DOUBLINGS = 7
+_DOUBLINGS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,21 +26,22 @@ class Fit:
 
     parallelism: Parallelism
     world_size: int
+    recompute: Recompute
     estimate: MemoryEstimate
 
 
 def refuse_too_large(run: TrainerRun, gpu_bytes: int) -> MemoryEstimate:
     """The estimate. BadInputError where its fullest rank needs more than a GPU has, with what would fit."""
-    found = estimate(run)
-    if found.most.total + room_of(gpu_bytes) <= gpu_bytes:
+    search = _Search(counts(run), gpu_bytes)
+    found = estimate(run, search.counted)
+    if search.has_room(found):
         return found
-    fit = nearest_fitting(run, gpu_bytes)
     raise BadInputError(
         "bad_request",
         f"memory of a rank at {_named(run.parallelism, run.world_size)}",
         found=_table(found.most),
         expected=f"at most {_gib(gpu_bytes - room_of(gpu_bytes))} of a GPU's {_gib(gpu_bytes)}",
-        next_step=_advice(run, fit),
+        next_step=_advice(run, search),
     )
 
 
@@ -51,65 +52,118 @@ def room_of(gpu_bytes: int) -> int:
 
 def nearest_fitting(run: TrainerRun, gpu_bytes: int) -> Fit | None:
     """The fewest GPUs, from as many as asked for on; then the fewest changes; then the smaller sizes."""
-    counted = census(run.model)
-    for doubling in range(_DOUBLINGS + 1):
-        fits: list[tuple[tuple[int, ...], Fit]] = []
-        for sizes in _candidates(run):
-            world = run.world_size * 2**doubling
-            if world % fewest_gpus(sizes):
-                continue
-            other = replace(run, parallelism=sizes, world_size=world)
-            if not is_possible(other):
-                continue
-            found = estimate(other, counted)
-            if found.most.total + room_of(gpu_bytes) <= gpu_bytes:
-                fit = Fit(parallelism=sizes, world_size=world, estimate=found)
-                fits.append((_distance(run.parallelism, sizes), fit))
-        if fits:
-            return min(fits, key=lambda one: one[0])[1]
-    return None
+    return _Search(counts(run), gpu_bytes).nearest(run)
 
 
-def _candidates(run: TrainerRun) -> Iterator[Parallelism]:
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """More GPUs never take more memory of one: what does not fit the most is not looked at again."""
+
+    counted: Counts
+    gpu_bytes: int
+
+    def has_room(self, found: MemoryEstimate) -> bool:
+        return found.most.total + room_of(self.gpu_bytes) <= self.gpu_bytes
+
+    def at(self, run: TrainerRun, sizes: Parallelism, world_size: int) -> Fit | None:
+        """None where it is not possible, or does not fit."""
+        other = replace(run, parallelism=sizes, world_size=world_size)
+        if world_size % fewest_gpus(sizes) or not is_possible(other):
+            return None
+        found = estimate(other, self.counted)
+        if not self.has_room(found):
+            return None
+        return Fit(parallelism=sizes, world_size=world_size, recompute=run.recompute, estimate=found)
+
+    def nearest(self, run: TrainerRun) -> Fit | None:
+        """The sequence is cut further only where nothing else helps."""
+        asked = run.parallelism.cp_size
+        return self._among(run, (asked,)) or self._among(run, tuple(asked * 2**power for power in range(1, 7)))
+
+    def _among(self, run: TrainerRun, cp_sizes: tuple[int, ...]) -> Fit | None:
+        most = run.world_size * 2**_DOUBLINGS
+        fitting = [sizes for sizes in _candidates(run, cp_sizes) if self.at(run, sizes, most)]
+        fitting.sort(key=lambda sizes: _distance(run.parallelism, sizes))
+        for doubling in range(_DOUBLINGS + 1):
+            for sizes in fitting:
+                if fit := self.at(run, sizes, run.world_size * 2**doubling):
+                    return fit
+        return None
+
+
+def _candidates(run: TrainerRun, cp_sizes: tuple[int, ...]) -> Iterator[Parallelism]:
     asked, values = run.parallelism, run.model.mcore
     experts = values.get("num_moe_experts")
     tps = sorted({asked.tp_size, *(2**power for power in range(4) if 2**power <= _MOST_TP)})
     pps = sorted({asked.pp_size, *(2**power for power in range(7) if 2**power <= values.positive("num_layers"))})
     eps = sorted({asked.ep_size, *(2**power for power in range(8) if isinstance(experts, int) and 2**power <= experts)})
-    for tp, pp, ep in product(tps, pps, eps):
-        update: dict[str, object] = {"tp_size": tp, "pp_size": pp, "ep_size": ep, "world_size": None}
-        if pp != asked.pp_size:
-            update |= {"vpp_size": None, "first_stage_layers": None, "last_stage_layers": None}
+    for tp, pp, ep, cp in product(tps, pps, eps, cp_sizes):
+        update: dict[str, object] = {"tp_size": tp, "ep_size": ep, "cp_size": cp, "world_size": None}
         if tp == 1:
             update["sequence_parallel"] = None
-        if isinstance(experts, int) and ep > 1 and asked.etp_size is None:
-            for etp in sorted({1, tp}):
-                yield asked.model_copy(update={**update, "etp_size": etp})
-        else:
-            yield asked.model_copy(update=update)
+        for stages, etp in product(_stages(asked, values.positive("num_layers"), pp), _etps(asked, tp, experts)):
+            yield asked.model_copy(update={**update, **stages, "etp_size": etp})
+
+
+def _stages(asked: Parallelism, layers: int, pp_size: int) -> Iterator[dict[str, object]]:
+    """Stages as they were asked for; of another number, even ones, or uneven ones where layers do not divide."""
+    if pp_size == asked.pp_size:
+        yield {}
+        return
+    ends = ((None, None),) if layers % pp_size == 0 else uneven_stages(layers, pp_size)
+    for first, last in ends:
+        yield {"pp_size": pp_size, "vpp_size": None, "first_stage_layers": first, "last_stage_layers": last}
+
+
+def _etps(asked: Parallelism, tp_size: int, experts: object) -> tuple[int | None, ...]:
+    if asked.etp_size is not None or not isinstance(experts, int) or tp_size == 1:
+        return (asked.etp_size,)
+    return (1, None)
 
 
 def _distance(asked: Parallelism, found: Parallelism) -> tuple[int, ...]:
-    names = ("tp_size", "pp_size", "ep_size")
+    names = ("tp_size", "pp_size", "cp_size", "ep_size")
     changed = sum(getattr(asked, name) != getattr(found, name) for name in names)
-    return changed, found.tp_size * found.pp_size * found.ep_size, found.pp_size, found.etp_size or 0
+    size = found.tp_size * found.pp_size * found.cp_size * found.ep_size
+    return changed, size, found.pp_size, found.etp_size or found.tp_size
 
 
-def _advice(run: TrainerRun, fit: Fit | None) -> str:
-    if fit is None:
-        return "No parallelism up to 128 times as many GPUs fits: shorten the sequence, or recompute `full`."
-    more = "; recompute `full` takes less too" if run.recompute != "full" else ""
-    return f"{_named(fit.parallelism, fit.world_size)} fits, with {_gib(fit.estimate.most.total)}{more}."
+def _advice(run: TrainerRun, search: _Search) -> str:
+    """Only what fits by the estimate; recomputation where it saves GPUs, or changes."""
+    fit = search.nearest(run)
+    again = None if run.recompute == "full" else search.nearest(replace(run, recompute="full"))
+    if fit and again and _cost(run, again) >= _cost(run, fit):
+        again = None
+    offers = [_offer(run, one) for one in (fit, again) if one]
+    return f"{'; or '.join(offers)}." if offers else _nothing_fits(run)
 
 
-def _named(sizes: Parallelism, world_size: int) -> str:
-    """As the command line has it."""
-    named = [("--tp", sizes.tp_size), ("--pp", sizes.pp_size), ("--vpp", sizes.vpp_size), ("--cp", sizes.cp_size)]
-    named += [("--ep", sizes.ep_size), ("--etp", sizes.etp_size)]
-    text = " ".join(f"{name} {size}" for name, size in named if size not in (None, 1) or name == "--tp")
-    if sizes.etp_size == 1 and sizes.ep_size > 1 and sizes.tp_size > 1:
-        text += " --etp 1"
-    return f"{text} on {world_size} GPU{'s' if world_size > 1 else ''}"
+def _cost(run: TrainerRun, fit: Fit) -> tuple[int, ...]:
+    return fit.world_size, *_distance(run.parallelism, fit.parallelism)
+
+
+def _offer(run: TrainerRun, fit: Fit) -> str:
+    more = "" if fit.recompute == run.recompute else f" --recompute {fit.recompute}"
+    return f"{_named(fit.parallelism, fit.world_size, more)} fits, with {_gib(fit.estimate.most.total)}"
+
+
+def _nothing_fits(run: TrainerRun) -> str:
+    smaller = ", lower micro_batch_size" if run.micro_batch_size > 1 else ""
+    return (
+        f"No parallelism up to {2**_DOUBLINGS:,} times as many GPUs fits, not with recompute `full` either: "
+        f"shorten sequence_length{smaller}, or take larger GPUs."
+    )
+
+
+def _named(sizes: Parallelism, world_size: int, more: str = "") -> str:
+    """As the command line has it; the GPUs as an option only where they are not the fewest."""
+    named = [("--pp", sizes.pp_size), ("--vpp", sizes.vpp_size), ("--cp", sizes.cp_size), ("--ep", sizes.ep_size)]
+    given = [("--tp", sizes.tp_size), *((name, size) for name, size in named if size != 1), ("--etp", sizes.etp_size)]
+    given += [("--first-stage-layers", sizes.first_stage_layers), ("--last-stage-layers", sizes.last_stage_layers)]
+    text = " ".join(f"{name} {size}" for name, size in given if size is not None) + more
+    if world_size != fewest_gpus(sizes):
+        return f"{text} --world-size {world_size}"
+    return f"{text} on {world_size:,} GPU{'s' if world_size > 1 else ''}"
 
 
 def _table(most: StageMemory) -> str:

@@ -37,6 +37,11 @@ class TrainerRun:
     seed: int
 
     @property
+    def item_bytes(self) -> int:
+        """Of a weight or activation."""
+        return 4 if self.dtype == "fp32" else 2
+
+    @property
     def etp_size(self) -> int:
         return self.parallelism.etp_size or self.parallelism.tp_size
 
