@@ -320,6 +320,11 @@ def test_a_run_that_does_not_fit_is_told_what_would(llama: Path, tmp_path: Path)
     assert " fits, with " in raised.value.info.next_step
 
 
+def test_what_a_trainer_lacks_is_said_before_what_does_not_fit(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="use_megatron_fsdp"):
+        planned(llama, tmp_path / "run", ddp={"use_megatron_fsdp": True}, micro_batch_size=10**5, gpu_bytes=2**30)
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [

@@ -57,7 +57,14 @@ def _leave_groups() -> None:
     gc.collect()  # optimizers and models in cycles hold groups too
 
 
-def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = None, ep_size: int = 1) -> Any:
+def build(
+    root: Path,
+    tp_size: int,
+    pp_size: int,
+    dtype: torch.dtype | None = None,
+    ep_size: int = 1,
+    last_stage_layers: int | None = None,
+) -> Any:
     """This rank's part of the model, with random weights, in `dtype` or the config's own."""
     forget_attention_backend()
     config = for_this_host(load_model_config(root))
@@ -69,6 +76,7 @@ def build(root: Path, tp_size: int, pp_size: int, dtype: torch.dtype | None = No
     set_parallelism(tp_size, pp_size, ep_size, transformer.expert_tensor_parallel_size)
     transformer.tensor_model_parallel_size = tp_size
     transformer.pipeline_model_parallel_size = pp_size
+    transformer.num_layers_in_last_pipeline_stage = last_stage_layers
     transformer.expert_model_parallel_size = ep_size
     transformer.params_dtype = transformer.pipeline_dtype = dtype or transformer.params_dtype
     transformer.bf16 = transformer.params_dtype is torch.bfloat16

@@ -1,7 +1,8 @@
 """What a run that does not fit is told: a parallelism at which it does, by the same estimate."""
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 from unittest import mock
 
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from tests.large_stand_ins import DEEPSEEK_V3, KIMI_K2, LLAMA_8B, LLAMA_405B, QWEN3_235B
 from tests.trainer_runs import run_of
 from worker.jobs.errors import BadInputError
-from worker.jobs.setup_spec import DdpSettings, Parallelism, PeftSettings
+from worker.jobs.setup_spec import DdpSettings, Parallelism, PeftSettings, ProfileName
 from worker.mapping.bindings import bindings
 from worker.setups import counts
 from worker.setups.memory_estimate import estimate
 from worker.setups.parallel_checks import refuse_impossible
+from worker.setups.registry import profile_of
 from worker.setups.stages import layers_per_stage
 from worker.setups.suggestion import nearest_fitting, refuse_too_large, room_of
 from worker.setups.trainer_run import TrainerRun
@@ -65,6 +67,15 @@ def test_stages_may_be_uneven(config: dict[str, Any]) -> None:
     layers = layers_per_stage(config["num_hidden_layers"], fit.parallelism)
     assert layers is not None
     assert len(set(layers)) > 1
+
+
+@pytest.mark.parametrize("name", get_args(ProfileName))
+@pytest.mark.parametrize("config", [LLAMA_405B, QWEN3_235B], ids=["405B", "Qwen3-235B"])
+def test_trainers_have_settings_for_what_is_told(config: dict[str, Any], name: ProfileName) -> None:
+    step = next_step(run_of(config, parallelism=Parallelism(tp_size=8), sequence_length=4096))
+
+    for offer in step.split("; or "):
+        assert profile_of(name).files(as_told(config, offer, sequence_length=4096, hf_weights=Path("/hf")))
 
 
 def test_a_model_is_counted_once_for_all_parallelisms() -> None:

@@ -89,8 +89,9 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
     base = open_setup_base(spec, source, target, locations)
     trainer_run = _trainer_run(spec, base, target)
     refuse_impossible(trainer_run)
-    memory = refuse_too_large(trainer_run, spec.gpu_bytes)
     profile = profile_of(spec.profile)
+    files = profile.files(trainer_run)  # what the trainer lacks no other size mends
+    memory = refuse_too_large(trainer_run, spec.gpu_bytes)
     adapter = _fresh_adapter(peft, spec, base, trainer_run)
     own = base.conversion
     conversion = replace(
@@ -104,7 +105,7 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
             **adapter.small_files,
             DDP_CONFIG: ddp_json(spec.ddp),
             **({} if peft is None else {PEFT_CONFIG: _peft_json(spec, peft)}),
-            **profile.files(trainer_run),
+            **files,
             README: readme(profile, trainer_run),
         },
         facts={

@@ -85,7 +85,12 @@ def _experts(run: TrainerRun) -> Iterator[Problem]:
         yield Problem("parallelism.etp_size", str(run.etp_size), f"a divisor of an expert's size, {width:,}")
     if values.get("add_bias_linear") and run.etp_size > 1:
         expected = "1: Megatron-Core adds the biases of experts whole on every rank that shares an expert"
-        yield Problem("parallelism.etp_size", str(run.etp_size), expected, "Set it to 1, and cut experts by ep_size.")
+        yield Problem(
+            "parallelism.etp_size",
+            str(run.etp_size),
+            expected,
+            "Set etp_size to 1 (--etp 1), and cut experts by ep_size (--ep).",
+        )
     if sizes.tp_size > 1 and not run.sequence_parallel:
         yield Problem("parallelism.sequence_parallel", "false", "true: with experts and TP, training asks for it")
 
