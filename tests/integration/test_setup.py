@@ -222,6 +222,19 @@ def test_random_weights_follow_from_the_seed_alone(llama: Path, warm_model_confi
     assert one[key] != other[key]
 
 
+@pytest.mark.parametrize("method", ["gptq", "fp8"])
+def test_random_weights_do_not_ask_how_the_source_was_quantized(llama: Path, tmp_path: Path, method: str) -> None:
+    config = tmp_path / "config"
+    config.mkdir()
+    values = json.loads((llama / "config.json").read_text()) | {"quantization_config": {"quant_method": method}}
+    (config / "config.json").write_text(json.dumps(values))
+
+    found = planned(config, tmp_path / "run", init="random")
+
+    assert found["base"]["way"] == "drawn"
+    assert "hf/config.json" in found["small_files"]
+
+
 def test_random_weights_are_as_megatron_draws_them(llama: Path, warm_model_configs: Path, tmp_path: Path) -> None:
     import numpy as np
 

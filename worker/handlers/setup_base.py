@@ -20,7 +20,7 @@ from ..jobs.setup_spec import SetupSpec
 from ..mapping.bindings import Model
 from ..mapping.blocks import Address, Plan, Task
 from ..mapping.initial_values import initial_values
-from ..mapping.quantization import quantized, without_quantization
+from ..mapping.quantization import without_quantization
 from ..mapping.run_config import RUN_CONFIG
 from .config import model_of, read_record
 from .conversion import Conversion
@@ -138,7 +138,7 @@ def _drawn(spec: SetupSpec, source: Path, target: Path) -> SetupBase:
         )
         for name, values in initial_values(model).items()
     }
-    same = quantized(config) is None and dict(plain.values) == dict(config.values)
+    same = dict(plain.values) == dict(config.values)
     opened = HFSource(
         model=model, weights=DrawnSource.of(spec.seed, drawn), config_json=None if same else as_json(plain)
     )

@@ -57,7 +57,7 @@ _DEQUANTIZE = "Dequantize the checkpoint to bf16 first; its config alone can be 
 
 def _fp8_block(stored: Record) -> tuple[int, int]:
     """DeepSeek-V3's: e4m3 with a scale for each block of `weight_block_size`."""
-    if stored.get("fmt") not in (None, "e4m3"):
+    if stored.get("fmt") not in (None, "e4m3", "float8_e4m3fn"):
         raise stored.unsupported("fmt", "'e4m3'", _DEQUANTIZE)
     match stored.get("weight_block_size"):
         case [int(rows), int(columns)] if rows > 0 and columns > 0:

@@ -108,6 +108,7 @@ def _pipeline(run: TrainerRun) -> Iterator[Problem]:
         if uneven:
             found += f", the first and the last of {given[0] or 'as many'} and {given[1] or 'as many'} layers"
         expected = f"a number that deals out {layers} layers evenly"
+        expected += f", and those of each stage to {sizes.vpp_size} chunks" if sizes.vpp_size else ""
         yield Problem("parallelism.pp_size", found, expected, _evener(layers, sizes))
     if run.model.mcore.get("hybrid_layer_pattern") is not None and sizes.vpp_size is not None:
         expected = "none in a hybrid model, whose stages Megatron-Core cuts into chunks by `|` in the pattern alone"
