@@ -7,7 +7,7 @@ import pytest
 from tests.families.case import BY_NAME
 from tests.trainer_runs import run_of
 from worker.jobs.errors import BadInputError
-from worker.jobs.setup_spec import DdpSettings, Parallelism
+from worker.jobs.setup_spec import DdpSettings, Parallelism, PeftSettings
 from worker.setups.parallel_checks import refuse_impossible
 from worker.setups.trainer_run import TrainerRun
 
@@ -100,3 +100,39 @@ def test_context_parallelism_is_refused_without_windows_too(name: str, expected:
 
     with pytest.raises(BadInputError, match=expected):
         refuse_impossible(run_of(config, parallelism=Parallelism(cp_size=2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "peft", "sizes", "field", "expected"),
+    [
+        ("gqa", {"dim": 3}, {"tp_size": 2}, "peft.dim", "a multiple of tp_size, 2"),
+        ("qwen3-moe", {"type": "dora"}, {}, "peft.type", "experts are grouped"),
+        ("mqa", {"type": "canonical_lora"}, {"tp_size": 2}, "peft.type", "the 1 query groups"),
+        ("qwen3-next", {"type": "canonical_lora"}, {}, "peft.type", "its gate"),
+        ("nemotron", {"type": "canonical_lora"}, {}, "peft.type", "no gate"),
+    ],
+    ids=str,
+)
+def test_adapters_that_no_rank_can_make_are_refused(
+    name: str, peft: dict[str, Any], sizes: dict[str, Any], field: str, expected: str
+) -> None:
+    with pytest.raises(BadInputError, match=expected) as raised:
+        refuse_impossible(run_of_case(name, sizes, peft=PeftSettings(**peft)))
+
+    assert raised.value.info.thing == f"spec field {field}"
+
+
+@pytest.mark.parametrize(
+    ("name", "peft", "sizes"),
+    [
+        ("gqa", {"dim": 3, "target_modules": ("linear_proj",)}, {"tp_size": 2}),
+        ("qwen3-moe", {"type": "dora", "exclude_modules": ("*.experts.*",)}, {}),
+        ("qwen3-moe", {"type": "dora", "target_modules": ("linear_proj",)}, {}),
+        ("gqa", {"type": "canonical_lora"}, {"tp_size": 2}),
+        ("mqa", {}, {"tp_size": 2}),
+        ("qwen3-next", {}, {"tp_size": 2}),
+    ],
+    ids=str,
+)
+def test_other_adapters_are_let_through(name: str, peft: dict[str, Any], sizes: dict[str, Any]) -> None:
+    refuse_impossible(run_of_case(name, sizes, peft=PeftSettings(**peft)))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ..jobs.errors import BadInputError
 from ..jobs.setup_spec import Parallelism
+from .adapter_checks import adapter_problems
 from .context_checks import context_problems
 from .ddp_values import ddp_values
 from .problem import Problem
@@ -40,6 +41,7 @@ def _problems(run: TrainerRun) -> Iterator[Problem]:
     yield from context_problems(run)
     yield from _world(run)
     yield from _optimizer_instances(run)
+    yield from adapter_problems(run)
 
 
 def _tensor_parallel(run: TrainerRun) -> Iterator[Problem]:
