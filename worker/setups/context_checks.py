@@ -1,8 +1,8 @@
 """What context parallelism cannot cut: attention that needs other tokens' scores, and heads too few to share out.
 
 Sources: `attn_forward_func_with_cp` of Transformer Engine 2 under `p2p`, which `TEDotProductAttention` of megatron-core
-0.19 takes unless told otherwise; `DotProductAttention`, `MambaContextParallel` and `TransformerConfig.__post_init__`
-of megatron-core 0.19.
+0.19 takes unless told otherwise (of sinks: TransformerEngine issue 2541); `DotProductAttention`, `MambaContextParallel`
+and `TransformerConfig.__post_init__` of megatron-core 0.19.
 """
 
 from collections.abc import Iterator
