@@ -32,6 +32,8 @@ class SafetensorsFolder:
 
     places: Mapping[str, _Place]
     tensors: Mapping[str, StoredTensor]
+    index: tuple[Path, ...] = ()
+    """The file that names the shards, if there is one."""
 
     @classmethod
     def open(cls, folder: Path) -> "SafetensorsFolder":
@@ -46,7 +48,8 @@ class SafetensorsFolder:
                 places[name] = place
         if weight_map is not None:
             _check_index(folder, weight_map, places)
-        return cls(places, {name: place.tensor for name, place in places.items()})
+        index = (folder / INDEX,) if weight_map is not None else ()
+        return cls(places, {name: place.tensor for name, place in places.items()}, index)
 
     @classmethod
     def of_file(cls, path: Path) -> "SafetensorsFolder":
@@ -55,8 +58,8 @@ class SafetensorsFolder:
         return cls(places, {name: place.tensor for name, place in places.items()})
 
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
-        """The files in which these tensors lie."""
-        return tuple(sorted({self.places[name].path for name in names}))
+        """The index, and the files in which these tensors lie."""
+        return (*self.index, *sorted({self.places[name].path for name in names}))
 
     def whole(self, name: str) -> tuple[Run]:
         """All bytes of a tensor."""

@@ -199,6 +199,7 @@ def _fill(
     context.reserve(replace(room, free_bytes=room.free_bytes + resumed), needed_bytes(conversion))
     plan_seconds = time.monotonic() - started
     done = _write(work, conversion, context, resumed)
+    refuse_changed(conversion.sources)  # What is written beside would be another one's.
     work.journal.end(staged.path)
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))

@@ -82,7 +82,7 @@ def _megatron(source: Path, hf_config: Path | None, spec: MergeSpec, *, allow_pi
         base=_base(described.model, _as_hf(precise), _as_hf(plain)),
         config_json=described.config_json if config is None else as_json(config),
         carried=described.carried,
-        described_by=(),
+        described_by=precise.files,
     )
 
 

@@ -214,15 +214,15 @@ def _hf_side(place: Path, *, mapped: bool) -> _Side:
         )
         for name, tensor in weights.tensors.items()
     }
-    return _Side(place=place, items=items, left_out=left_out, sources=identities(weights.files_of(items)))
+    return _Side(
+        place=place, items=items, left_out=left_out, sources=identities((place / CONFIG, *weights.files_of(items)))
+    )
 
 
 def _megatron_side(place: Path, hf_config: Path | None, *, allow_pickle: bool) -> _Side:
     opened = open_checkpoint(place, hf_config, allow_pickle=allow_pickle)
     items = {item.name: item for item in whole_tensors(items_of(opened.plan, opened.weights))}
-    read = {block.source.name for task in opened.plan.tasks for block in task.blocks}
-    sources = identities(opened.weights.files_of(read))
-    return _Side(place=place, items=items, left_out=frozenset(), sources=sources)
+    return _Side(place=place, items=items, left_out=frozenset(), sources=identities(opened.files))
 
 
 def _same_names(sides: Sequence[_Side]) -> None:
