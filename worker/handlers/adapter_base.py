@@ -15,9 +15,8 @@ from ..mapping.bindings import Model
 from .config import read_model
 from .described import Described, describe
 from .export_checkpoint import open_checkpoint
-from .hf_source import open_hf, open_precise
+from .hf_source import is_hf, open_hf, open_precise
 from .saved_weights import args_files, args_of, open_saved
-from .verify import is_hf
 
 HF = "hf"
 _NAME = "base_model_name_or_path"

@@ -18,8 +18,7 @@ from ..mapping.quantization import quantized
 from ..mapping.record import Record
 from .config import model_of, read_record
 from .export_checkpoint import Opened, open_checkpoint, plain_config
-from .hf_source import as_json, open_hf, open_precise
-from .verify import is_hf
+from .hf_source import as_json, is_hf, open_hf, open_precise
 
 _HEAD = "lm_head.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight")

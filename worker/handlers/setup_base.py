@@ -25,10 +25,9 @@ from ..mapping.run_config import RUN_CONFIG
 from .config import model_of, read_record
 from .conversion import Conversion
 from .export_checkpoint import open_checkpoint
-from .hf_source import STORED, HFSource, as_json, open_hf
+from .hf_source import STORED, HFSource, as_json, is_hf, open_hf
 from .import_checkpoint import into_megatron
 from .linking import linked, listed_in
-from .verify import is_hf
 
 HF = "hf"
 BASE = "base"
