@@ -12,6 +12,7 @@ from typing import Any, cast
 from ..jobs.errors import BadInputError, ErrorCode
 from .dtypes import BY_SAFETENSORS
 from .extents import Extent, Item, Literal, Run, Span, StoredTensor, TargetFile, flat_index
+from .sharing import padding_before
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -113,7 +114,7 @@ def index_json(files: tuple[TargetFile, ...]) -> bytes | None:
 
 
 def lay_out_file(path: str, items: Iterable[Item]) -> TargetFile:
-    """One file of whole tensors."""
+    """One file of whole tensors; its header is padded so that they can share the blocks of where they come from."""
     items = tuple(items)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -126,6 +127,7 @@ def lay_out_file(path: str, items: Iterable[Item]) -> TargetFile:
         position += item.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    text += b" " * padding_before((extent for item in items for extent in item.extents), 8 + len(text), 8)
     spans = [Span(offset=0, extents=(Literal(struct.pack("<Q", len(text)) + text),))]
     for item in items:
         end = spans[-1].offset + spans[-1].length
