@@ -523,7 +523,16 @@ def verify(
     hf_config: Annotated[
         str | None, typer.Option(metavar="DIR", help="config.json, for a checkpoint without hf/ beside it.")
     ] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="With OTHER: run both models too.")] = False,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="With OTHER: run both models; their logits decide, tensors may differ.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="With --logits: their most difference, as a part of their range; else 0.001."),
+    ] = None,
+    top1: Annotated[
+        float | None, typer.Option(help="With --logits: the least part of places with the same first choice; else 1.")
+    ] = None,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
     rate: Rate = None,
@@ -531,13 +540,15 @@ def verify(
     no_wait: NoWait = False,
     server: Server = None,
 ) -> None:
-    """Check a folder against its manifest, or compare two checkpoints bit for bit."""
+    """Check a folder against its manifest, or compare two checkpoints: bit for bit, or by their logits."""
     with reading_arguments():
         spec = VerifySpec(
             source=as_sent(source),
             against=as_sent(against) if against else None,
             hf_config=as_sent(hf_config) if hf_config else None,
             logits=logits,
+            logits_tolerance=tolerance,
+            least_top1=top1,
         )
     place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle)
     _convert(spec, place, plan=False, no_wait=no_wait)

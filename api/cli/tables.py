@@ -83,7 +83,13 @@ def verified(result: VerifyResult) -> str:
     rate = f", {show_size(result.bytes / result.seconds)}/s" if result.seconds else ""
     read = f"{show_size(result.bytes)} read in {result.seconds:.2f} s{rate}"
     logits = f"\n{_logits(result.logits)}" if result.logits else ""
-    return f"verified: {result.tensors} tensors in {result.files} files\n  {read}{logits}"
+    differing = f"\n  {result.differing} tensors differ: {_first(result)}" if result.differing else ""
+    return f"verified: {result.tensors} tensors in {result.files} files\n  {read}{differing}{logits}"
+
+
+def _first(result: VerifyResult) -> str:
+    more = result.differing - len(result.first_differing)
+    return ", ".join(result.first_differing) + (f" and {more} more" if more else "")
 
 
 def show_age(age: timedelta) -> str:

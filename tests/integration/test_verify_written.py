@@ -268,3 +268,103 @@ def test_a_mistake_that_a_round_trip_hides_is_found_by_the_logits(tmp_path: Path
         do(VerifySpec(source=str(tmp_path / "wrong"), against=str(tmp_path / "hf"), logits=True), warm_model_configs)
 
     assert caught.value.info.code == "not_verified"
+
+
+def compared(one: Path, other: Path, socket: Path, **fields: Any) -> VerifyResult:
+    outcome = do(VerifySpec(source=str(one), against=str(other), logits=True, **fields), socket)
+    assert isinstance(outcome, Answer)
+    assert isinstance(outcome.result, VerifyResult)
+    return outcome.result
+
+
+def cast_llama(folder: Path, socket: Path) -> tuple[Path, Path]:
+    """A model in fp32, and imported in bf16."""
+    write_llama(folder / "hf", layers=1, hidden=64)
+    do(ImportSpec(source=str(folder / "hf"), target=str(folder / "cast"), dtype="bf16"), socket)
+    return folder / "hf", folder / "cast"
+
+
+def test_the_logits_of_a_cast_are_compared_and_its_tensors_told(tmp_path: Path, warm_model_configs: Path) -> None:
+    one, other = cast_llama(tmp_path, warm_model_configs)
+
+    result = compared(one, other, warm_model_configs, logits_tolerance=0.05, least_top1=0.8)
+
+    assert result.differing == result.tensors == 12
+    assert len(result.first_differing) == 3
+    assert result.logits
+    assert 1e-4 < result.logits.max_abs_difference / result.logits.range < 0.05
+    assert 0.9 < result.logits.cosine < 1
+
+
+def test_tensors_that_differ_are_no_excuse_for_other_logits(tmp_path: Path, warm_model_configs: Path) -> None:
+    one, other = cast_llama(tmp_path, warm_model_configs)
+
+    with pytest.raises(BadInputError) as caught:
+        compared(one, other, warm_model_configs)
+
+    assert caught.value.info.code == "not_verified"
+    assert "a largest difference of" in caught.value.info.found
+    assert "12 of 12 tensors" in caught.value.info.found
+    assert "at most 0.001 of the range" in caught.value.info.expected
+    assert "--tolerance" in caught.value.info.message
+
+
+def test_a_least_agreement_alone_can_refuse(tmp_path: Path, warm_model_configs: Path) -> None:
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for number, folder in enumerate((one, other)):
+        write_llama(folder, layers=1 + number, hidden=64)
+    settings = {"logits_tolerance": 1.0, "least_top1": 0.5}
+
+    with pytest.raises(BadInputError, match="50% of places or more"):
+        compared(one, other, warm_model_configs, **settings)
+
+
+def test_fp8_is_compared_with_what_it_was_made_from(tmp_path: Path, warm_model_configs: Path) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=128, more={"torch_dtype": "bfloat16"})
+    do(ImportSpec(source=str(tmp_path / "hf"), target=str(tmp_path / "mcore"), dtype="bf16"), warm_model_configs)
+    spec = ExportSpec(source=str(tmp_path / "mcore"), target=str(tmp_path / "fp8"), quantize="fp8")
+    do(spec, warm_model_configs)
+
+    result = compared(tmp_path / "mcore", tmp_path / "fp8", warm_model_configs, logits_tolerance=0.6, least_top1=0.5)
+
+    assert result.differing == 7
+    assert all("proj" in name for name in result.first_differing)
+    assert result.logits
+    assert result.logits.max_abs_difference > 0
+
+
+def test_a_tensor_that_one_lacks_differs(tmp_path: Path, warm_model_configs: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for name in ("hf", "more"):
+        write_llama(tmp_path / name, layers=1, hidden=64)
+    tensors = load_file(tmp_path / "more" / "model.safetensors")
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save_file({**tensors, buffer: tensors["model.norm.weight"][:8].clone()}, tmp_path / "more" / "model.safetensors")
+
+    result = compared(tmp_path / "hf", tmp_path / "more", warm_model_configs)
+
+    assert (result.differing, result.first_differing) == (1, (buffer,))
+    assert result.logits
+    assert result.logits.max_abs_difference == 0
+
+
+def test_limits_without_logits_are_refused(tmp_path: Path, warm_model_configs: Path) -> None:
+    spec = VerifySpec(source=str(tmp_path), against=str(tmp_path), logits_tolerance=0.1)
+
+    with pytest.raises(BadInputError, match="logits"):
+        do(spec, warm_model_configs)
+
+
+def test_the_command_line_tells_both_results(tmp_path: Path, warm_model_configs: Path) -> None:
+    one, other = cast_llama(tmp_path, warm_model_configs)
+
+    strict = ferry("verify", one, other, "--logits", "--local")
+    loose = ferry("verify", one, other, "--logits", "--tolerance", "0.05", "--top1", "0.8", "--local")
+
+    assert strict.returncode != 0
+    assert "12 of 12 tensors" in strict.stderr
+    assert loose.returncode == 0, loose.stderr
+    assert "12 tensors differ: " in loose.stdout
+    assert " and 9 more" in loose.stdout
+    assert "the same first choice" in loose.stdout

@@ -5,14 +5,17 @@ from typing import Any
 from unittest import mock
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training import checkpointing, global_vars
 from torch.overrides import TorchFunctionMode
 
+from worker.integration import configure, create_ddp_config, for_this_host, load_model_config, save_checkpoint
 from worker.verification.off_cuda import megatron_on
 
-from .model import build, load
+from .model import build, forget_attention_backend, load
 from .training import arguments
 
 ITERATION = 10
@@ -54,10 +57,43 @@ def save_as_torch(root: Path, target: Path, tp_size: int, pp_size: int, describe
             checkpointing.save_checkpoint(ITERATION, [wrapped], optimizer, None, 0)
 
 
-def _stepped_optimizer(model: DistributedDataParallel) -> ChainedOptimizer:
+def save_stages_as_trained(root: Path, target: Path, sizes: dict[str, int]) -> tuple[int, int]:
+    """The same by `save_checkpoint` alone, at any sizes, `vpp_size` and `ep_size` among them.
+
+    How many chunks of the model this rank has, and how many optimizers.
+    """
+    with megatron_on("cpu"), _NamedAsOnCuda():
+        chunks = _chunks(root, sizes)
+        for chunk in chunks:
+            load(chunk, root)
+        ddp = create_ddp_config(use_distributed_optimizer=True)
+        wrapped = [DistributedDataParallel(chunk.config, ddp, chunk) for chunk in chunks]
+        optimizer = _stepped_optimizer(*wrapped)
+        save_checkpoint(wrapped, target, optimizer=optimizer)
+        parallel_state.destroy_model_parallel()
+    return len(chunks), len(optimizer.chained_optimizers)
+
+
+def _chunks(root: Path, sizes: dict[str, int]) -> list[Any]:
+    """This rank's virtual stages, by upstream's builder."""
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        sizes.get("tp_size", 1),
+        sizes.get("pp_size", 1),
+        sizes.get("vpp_size"),
+        expert_model_parallel_size=sizes.get("ep_size", 1),
+        expert_tensor_parallel_size=1,
+    )
+    forget_attention_backend()
+    config = configure(for_this_host(load_model_config(root)), dtype="fp32")
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    return config.get_builder_cls()(config).build_distributed_models(groups, wrap_with_ddp=False)
+
+
+def _stepped_optimizer(*model: DistributedDataParallel) -> ChainedOptimizer:
     """A distributed optimizer with moments of its own, at a learning rate that leaves the weights as they are."""
     optimizer = get_megatron_optimizer(
-        OptimizerConfig(optimizer="adam", lr=0.0, weight_decay=0.0, use_distributed_optimizer=True), [model]
+        OptimizerConfig(optimizer="adam", lr=0.0, weight_decay=0.0, use_distributed_optimizer=True), list(model)
     )
     assert isinstance(optimizer, ChainedOptimizer)
     _step(optimizer)
@@ -65,11 +101,11 @@ def _stepped_optimizer(model: DistributedDataParallel) -> ChainedOptimizer:
 
 
 def _step(optimizer: Any) -> None:
-    [inner] = optimizer.chained_optimizers
-    for group in inner.optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.ones_like(parameter)
-    inner.optimizer.step()
+    for inner in optimizer.chained_optimizers:  # experts on ranks of their own have one of their own
+        for group in inner.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        inner.optimizer.step()
 
 
 class _NamedAsOnCuda(TorchFunctionMode):

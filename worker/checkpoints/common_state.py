@@ -32,6 +32,11 @@ def common_file(weights: TorchDistFolder) -> Path:
     return weights.folder / weights.objects[_OBJECT].file
 
 
+def common_files(weights: TorchDistFolder) -> tuple[Path, ...]:
+    """The same, where there is one."""
+    return tuple(path for path in (common_file(weights),) if path.exists())
+
+
 def _common(weights: TorchDistFolder) -> Mapping[str, object]:
     """Megatron-Core before 0.19 wrote `common.pt`, and its loader prefers that file where it is there."""
     common = _file(weights) if (weights.folder / _FILE).exists() else weights.object(_OBJECT)

@@ -18,8 +18,8 @@ class FileIdentity:
 
 
 def identities(paths: Iterable[Path]) -> tuple[FileIdentity, ...]:
-    """The files as they stand now."""
-    return tuple(_identity(path) for path in paths)
+    """The files as they stand now, each once."""
+    return tuple(_identity(path) for path in dict.fromkeys(paths))
 
 
 def refuse_changed(before: Iterable[FileIdentity]) -> None:

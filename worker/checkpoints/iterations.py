@@ -39,5 +39,10 @@ def iteration_folder(checkpoint: Path) -> Path:
     return folder
 
 
+def asked_tracker(checkpoint: Path) -> tuple[Path, ...]:
+    """The tracker file, where it is what decides `iteration_folder`."""
+    return () if _holds_weights(checkpoint) else (checkpoint / TRACKER,)
+
+
 def _holds_weights(folder: Path) -> bool:
     return (folder / METADATA).exists() or is_legacy(folder)

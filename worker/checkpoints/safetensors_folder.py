@@ -12,6 +12,7 @@ from typing import Any, cast
 from ..jobs.errors import BadInputError, ErrorCode
 from .dtypes import BY_SAFETENSORS
 from .extents import Extent, Item, Literal, Run, Span, StoredTensor, TargetFile, flat_index
+from .sharing import padding_before
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -32,6 +33,8 @@ class SafetensorsFolder:
 
     places: Mapping[str, _Place]
     tensors: Mapping[str, StoredTensor]
+    index: tuple[Path, ...] = ()
+    """The file that names the shards, if there is one."""
 
     @classmethod
     def open(cls, folder: Path) -> "SafetensorsFolder":
@@ -46,7 +49,8 @@ class SafetensorsFolder:
                 places[name] = place
         if weight_map is not None:
             _check_index(folder, weight_map, places)
-        return cls(places, {name: place.tensor for name, place in places.items()})
+        index = (folder / INDEX,) if weight_map is not None else ()
+        return cls(places, {name: place.tensor for name, place in places.items()}, index)
 
     @classmethod
     def of_file(cls, path: Path) -> "SafetensorsFolder":
@@ -55,8 +59,8 @@ class SafetensorsFolder:
         return cls(places, {name: place.tensor for name, place in places.items()})
 
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
-        """The files in which these tensors lie."""
-        return tuple(sorted({self.places[name].path for name in names}))
+        """The index, and the files in which these tensors lie."""
+        return (*self.index, *sorted({self.places[name].path for name in names}))
 
     def whole(self, name: str) -> tuple[Run]:
         """All bytes of a tensor."""
@@ -110,7 +114,7 @@ def index_json(files: tuple[TargetFile, ...]) -> bytes | None:
 
 
 def lay_out_file(path: str, items: Iterable[Item]) -> TargetFile:
-    """One file of whole tensors."""
+    """One file of whole tensors; its header is padded so that they can share the blocks of where they come from."""
     items = tuple(items)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -123,6 +127,7 @@ def lay_out_file(path: str, items: Iterable[Item]) -> TargetFile:
         position += item.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    text += b" " * padding_before((extent for item in items for extent in item.extents), 8 + len(text), 8)
     spans = [Span(offset=0, extents=(Literal(struct.pack("<Q", len(text)) + text),))]
     for item in items:
         end = spans[-1].offset + spans[-1].length

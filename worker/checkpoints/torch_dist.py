@@ -66,9 +66,9 @@ class TorchDistFolder:
             ) from error
 
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
-        """The index, and the files in which chunks of these tensors lie."""
+        """The index, the word on its format, and the files in which chunks of these tensors lie."""
         files = {chunk.stored.file for name in names for chunk in self.chunks[name]}
-        return (self.folder / METADATA, *(self.folder / name for name in sorted(files)))
+        return (self.folder / METADATA, self.folder / FORMAT, *(self.folder / name for name in sorted(files)))
 
     def object(self, name: str) -> Any:
         """A stored object, its classes inert; None where there is none of this name."""

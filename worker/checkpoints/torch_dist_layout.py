@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from .dtypes import BY_SAFETENSORS
-from .extents import Item, Literal, Span, TargetFile
+from .extents import Item, Literal, Span, TargetFile, Zeros
+from .sharing import padding_before
 from .torch_archive import object_archive, tensor_envelope
 from .torch_dist import FORMAT, METADATA
 from .torch_pickle import Call, Global, New, Pairs, write
@@ -16,7 +17,10 @@ _DCP_VERSION = "1.0.0"
 
 
 def lay_out_items(items: Iterable[Item], folder: str, file_bytes: int) -> tuple[TargetFile, ...]:
-    """`__0_<i>.distcp` files of about `file_bytes`: each item an archive of its own, framed by literal bytes."""
+    """`__0_<i>.distcp` files of about `file_bytes`: each item an archive of its own, framed by literal bytes.
+
+    Between them, zeros: so many that the next one's blocks are those of the file that it comes from.
+    """
     files: list[list[Span]] = [[]]
     for item in items:
         end = files[-1][-1].offset + files[-1][-1].length if files[-1] else 0
@@ -24,6 +28,9 @@ def lay_out_items(items: Iterable[Item], folder: str, file_bytes: int) -> tuple[
             files.append([])
             end = 0
         before, after = tensor_envelope(_stored_shape(item), item.dtype, item.nbytes)
+        if gap := padding_before(item.extents, end + len(before)):
+            files[-1].append(Span(offset=end, extents=(Zeros(gap),)))
+            end += gap
         files[-1] += (
             Span(offset=end, extents=(Literal(before),)),
             Span(offset=end + len(before), extents=item.extents, label=item.label),
@@ -75,11 +82,16 @@ def _size(values: tuple[int, ...]) -> Call:
 
 
 def _stored_items(items: Sequence[Item], files: Iterable[TargetFile]) -> Iterable[tuple[object, object]]:
-    """In the order of `items`, which is the order of the files' spans: before, data, after."""
-    triples = ((file, triple) for file in files for triple in zip(*[iter(file.spans)] * 3, strict=True))
+    """In the order of `items`, which is the order of the files' spans: before, data, after, now and then a gap."""
+    triples = ((file, triple) for file in files for triple in zip(*[iter(_framed(file))] * 3, strict=True))
     for item, (file, (before, data, after)) in zip(items, triples, strict=True):
         length = before.length + data.length + after.length
         yield _index(item.name, _offsets(item)), _storage_info(file, before.offset, length)
+
+
+def _framed(file: TargetFile) -> tuple[Span, ...]:
+    """All but the gaps."""
+    return tuple(span for span in file.spans if span.label or not isinstance(span.extents[0], Zeros))
 
 
 def _stored_objects(objects: TargetFile) -> Iterable[tuple[object, object]]:

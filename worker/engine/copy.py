@@ -1,4 +1,7 @@
-"""The copy loop: extents read into one reused buffer, digested while they are warm, written in order."""
+"""The copy loop: extents read into one reused buffer, digested while they are warm, written in order.
+
+Where the file system can let both files have the same blocks, these are read for their digest and not written.
+"""
 
 import errno
 import os
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Strand, Weave, Zeros
+from ..checkpoints.sharing import share, whole_blocks
 from .parts import Part
 from .reading import BUFFER_BYTES, SourceFiles, cut_short
 
@@ -98,6 +102,9 @@ class _Writer:
 
     def _write(self, data: memoryview) -> None:
         self.moved(len(data))
+        self._store(data)
+
+    def _store(self, data: memoryview) -> None:
         while data:
             written = os.pwrite(self.descriptor, data, self.position)
             self.position += written
@@ -123,9 +130,35 @@ class _Writer:
         sparse = status.st_blocks * 512 < status.st_size
         for start, size, is_data in _regions(source, offset, length) if sparse else ((offset, length, True),):
             if is_data:
-                self._read(path, source, start, size)
+                self._data(path, source, start, size)
             else:
                 self._hole(size)
+
+    def _data(self, path: Path, source: int, offset: int, length: int) -> None:
+        head, length_shared = whole_blocks(offset, self.position + self.filled, length)
+        devices = (os.fstat(source).st_dev, os.fstat(self.descriptor).st_dev) if length_shared else (0, 0)
+        if not length_shared or devices in self.sources.unshared:
+            self._read(path, source, offset, length)
+            return
+        self._read(path, source, offset, head)
+        done = head + self._share(path, source, offset + head, length_shared)
+        if done < head + length_shared:
+            self.sources.unshared.add(devices)
+        self._read(path, source, offset + done, length - done)
+
+    def _share(self, path: Path, source: int, offset: int, length: int) -> int:
+        """How much was done, the last buffer of it by writing where it could not be shared."""
+        self.flush()
+        for start in range(0, length, BUFFER_BYTES):
+            room = self.buffer[: min(BUFFER_BYTES, length - start)]
+            self.sources.fill(path, room, offset + start)
+            self.digest.update(room)
+            self.moved(len(room))
+            if not share(self.descriptor, self.position, source, offset + start, len(room)):
+                self._store(room)
+                return start + len(room)
+            self.position += len(room)
+        return length
 
     def _read(self, path: Path, source: int, offset: int, length: int) -> None:
         end = offset + length
@@ -194,6 +227,9 @@ class _Reader(_Writer):
     """Passes the same bytes through the same digests."""
 
     __slots__ = ()
+
+    def _data(self, path: Path, source: int, offset: int, length: int) -> None:
+        self._read(path, source, offset, length)
 
     def _write(self, data: memoryview) -> None:
         self.moved(len(data))

@@ -28,6 +28,8 @@ class SourceFiles:
 
     arithmetic: "Callable[[], Arithmetic]" = on_cpu
     piece_bytes: int = PIECE_BYTES
+    unshared: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    """Devices of a source and a target between which blocks cannot be shared, as was found."""
     _descriptors: dict[Path, int] = field(default_factory=dict[Path, int])
     _rooms: "dict[int, Bytes]" = field(default_factory=dict[int, "Bytes"])
     _last: "tuple[Extent, Bytes] | None" = None

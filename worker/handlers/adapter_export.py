@@ -14,7 +14,7 @@ from ..engine.convert import items_of
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.spec import AdapterExportSpec, replaces
 from ..mapping.bindings import Model
-from .adapter_base import base_model, base_name
+from .adapter_base import base_model, base_name, files_left_beside
 from .conversion import Conversion
 from .described import describe
 from .mcore_adapter import open_mcore_adapter
@@ -52,7 +52,9 @@ def prepare(spec: AdapterExportSpec, locations: Locations) -> Conversion:
         files=(lay_out_file(WEIGHTS, items),),
         small_files={ADAPTER_CONFIG: written.as_json()},
         carried={},
-        sources=identities((read.path, *weights.files_of(used))),
+        sources=identities(
+            (*opened.described_by, *own.described_by, *files_left_beside(source), *weights.files_of(used))
+        ),
     )
 
 

@@ -56,7 +56,7 @@ def prepare(spec: AdapterImportSpec, locations: Locations) -> Conversion:
             TRACKER: tracker_text(spec.iteration).encode(),
         },
         carried=_carried(source, described),
-        sources=identities((source / ADAPTER_CONFIG, *weights.files_of(weights.tensors))),
+        sources=identities((source / ADAPTER_CONFIG, *described.described_by, *weights.files_of(weights.tensors))),
     )
 
 

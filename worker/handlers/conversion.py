@@ -16,6 +16,7 @@ from ..checkpoints.identity import FileIdentity, refuse_changed
 from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
+from ..checkpoints.sharing import shared_bytes
 from ..checkpoints.source import Source
 from ..engine.computed import working_bytes
 from ..engine.convert import Written, plan_digest, total_bytes, written
@@ -91,6 +92,11 @@ class Conversion:
         return total_bytes(self.files)
 
     @cached_property
+    def shared_bytes(self) -> int:
+        """Of them, those that the file system lets output and source have together."""
+        return shared_bytes((span for part in self.parts for span in part.spans), self.target)
+
+    @cached_property
     def digest(self) -> str:
         return plan_digest(self.plan, self.files)
 
@@ -113,6 +119,7 @@ def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
         "disk": {
             "filesystem": room.filesystem,
             "needed_bytes": needed,
+            "shared_bytes": conversion.shared_bytes,
             "free_bytes": room.free_bytes,
             "reserved_bytes": 0,
             "fits": needed <= room.free_bytes,
@@ -199,6 +206,7 @@ def _fill(
     context.reserve(replace(room, free_bytes=room.free_bytes + resumed), needed_bytes(conversion))
     plan_seconds = time.monotonic() - started
     done = _write(work, conversion, context, resumed)
+    refuse_changed(conversion.sources)  # What is written beside would be another one's.
     work.journal.end(staged.path)
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
@@ -311,11 +319,11 @@ def refuse_full_disk(room: Room, needed_bytes: int) -> None:
 
 
 def needed_bytes(conversion: Conversion) -> int:
-    """Room that the output takes: its bytes, but for holes of the source that stay holes."""
+    """Room that the output takes: its bytes, but for holes of the source that stay holes and blocks that it shares."""
     stats = [identity.path.stat() for identity in conversion.sources]
     held = sum(status.st_blocks * 512 for status in stats)
     if computes(conversion) or held >= sum(status.st_size for status in stats) // 2:
-        return conversion.bytes
+        return conversion.bytes - conversion.shared_bytes
     return min(held, conversion.bytes)
 
 

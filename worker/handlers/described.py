@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.hf_folder import CONFIG, read_json_object, side_files
@@ -26,6 +26,8 @@ class Described:
     carried: dict[str, Path]
     config_json: bytes | None
     """None where config.json is among the carried files."""
+    described_by: tuple[Path, ...]
+    """Files that say so, or were held against what does."""
 
 
 def describe(hf_config: Path | None, source: Path, folder: Path, args: Mapping[str, object]) -> Described:
@@ -37,7 +39,7 @@ def describe(hf_config: Path | None, source: Path, folder: Path, args: Mapping[s
     saved = values_of_args(args, f"the args saved in {folder}") if has_model(args) else None
     described = _first(hf_config, (source, folder.parent), run_config, saved)
     refuse_contradiction(described.model, [values for values in (run_config, saved) if values is not None])
-    return described
+    return replace(described, described_by=(*described.described_by, *run_config_files(folder)))
 
 
 def _first(
@@ -60,27 +62,32 @@ def _first(
 
 def values_of_run(folder: Path) -> Record | None:
     """What Megatron-Bridge's run config in an iteration folder says of the model, if it is there."""
+    for path in run_config_files(folder):
+        return values_of_run_config(read_yaml_object(path, "a run's config as Megatron-Bridge leaves it"), str(path))
+    return None
+
+
+def run_config_files(folder: Path) -> tuple[Path, ...]:
+    """That config's file, if it is there."""
     path = folder / RUN_CONFIG
-    if not path.exists():
-        return None
-    return values_of_run_config(read_yaml_object(path, "a run's config as Megatron-Bridge leaves it"), str(path))
+    return (path,) if path.exists() else ()
 
 
 def _given(folder: Path) -> Described:
     model = read_model(folder)
     if folder.is_file():
-        return Described(model=model, carried={CONFIG: folder}, config_json=None)
-    return Described(model=model, carried=side_files(folder), config_json=None)
+        return Described(model=model, carried={CONFIG: folder}, config_json=None, described_by=(folder,))
+    return Described(model=model, carried=side_files(folder), config_json=None, described_by=(folder / CONFIG,))
 
 
 def _written(path: Path) -> Described:
     family, mcore = read_written(read_json_object(path, "a ModelConfig as an import leaves it"), str(path))
-    return _derived(Model(family=family, hf=family.to_hf(mcore), mcore=mcore))
+    return _derived(Model(family=family, hf=family.to_hf(mcore), mcore=mcore), path)
 
 
-def _derived(model: Model) -> Described:
+def _derived(model: Model, *described_by: Path) -> Described:
     text = json.dumps(model.hf.values, indent=2).encode() + b"\n"
-    return Described(model=model, carried={}, config_json=text)
+    return Described(model=model, carried={}, config_json=text, described_by=described_by)
 
 
 def _nothing(source: Path) -> BadInputError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..checkpoints.cast_source import CastSource, main_dtype
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import identities
-from ..checkpoints.iterations import iteration_folder
+from ..checkpoints.iterations import asked_tracker, iteration_folder
 from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.source import Source
 from ..engine.collection import uncollected
@@ -26,7 +26,7 @@ from .conversion import Conversion, carry_out
 from .described import Described, describe
 from .hf_source import STORED, as_json
 from .quantize import fp8_config, linear_weights, quantized_items
-from .saved_weights import args_of, open_saved, weights_of
+from .saved_weights import args_files, args_of, open_saved, weights_of
 from .unverified import refuse_older_format
 
 
@@ -56,7 +56,6 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
         config = fp8_config(config or described.model.hf, left_plain)
         items = tuple(quantized_items(items, quantized))
     files = lay_out_shards(items, spec.max_shard_bytes or shard_bytes_for(sum(item.nbytes for item in items)))
-    read = {block.source.name for task in plan.tasks for block in task.blocks}
     config_json = described.config_json if config is None else as_json(config)
     carried = {name: path for name, path in described.carried.items() if name != CONFIG or config_json is None}
     small = {INDEX: index_json(files), CONFIG: config_json}
@@ -71,7 +70,7 @@ def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
         files=files,
         small_files={name: data for name, data in small.items() if data is not None},
         carried=carried,
-        sources=identities(weights.files_of(read)),
+        sources=identities((*opened.files, *carried.values())),
         part_bytes=spec.part_bytes,
     )
 
@@ -83,6 +82,15 @@ class Opened:
     described: Described
     weights: Source
     plan: Plan
+    described_by: tuple[Path, ...]
+    """Files that say which tensors are meant, and what they mean."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that decides what is written."""
+        blocks = (*self.plan.must_be_zero, *(block for task in self.plan.tasks for block in task.blocks))
+        read = {block.source.name for block in blocks}
+        return (*self.described_by, *self.weights.files_of(read))
 
 
 def plain_config(model: Model, weights: Source, dtype: DType | None) -> Record | None:
@@ -102,4 +110,5 @@ def open_checkpoint(source: Path, hf_config: Path | None, dtype: DType | None = 
         weights = CastSource.of(weights, STORED[dtype], held_in_fp32(described.model))
     plan = plan_export(described.model, weights.tensors)
     refuse_nonzero(plan.must_be_zero, weights)
-    return Opened(described=described, weights=weights, plan=plan)
+    described_by = (*described.described_by, *asked_tracker(source), *args_files(saved))
+    return Opened(described=described, weights=weights, plan=plan, described_by=described_by)

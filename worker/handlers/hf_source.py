@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.cast_source import CastSource
+from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.safetensors_folder import SafetensorsFolder
 from ..checkpoints.source import Source
 from ..engine.plain_weights import CONFIGURED, dequantized, open_plain, plain_dtype
@@ -26,6 +27,11 @@ class HFSource:
     weights: Source
     config_json: bytes | None
     """The config of what is written, where it is not the folder's own: other dtype, no quantization."""
+
+
+def is_hf(place: Path) -> bool:
+    """Whether this is an HF folder with weights."""
+    return (place / CONFIG).exists() and any(place.glob("*.safetensors"))
 
 
 def open_hf(folder: Path, dtype: DType | None = None) -> HFSource:

@@ -111,14 +111,15 @@ def into_megatron(
         files=(*files, objects),
         small_files=small,
         carried=carried,
-        sources=identities((*described_by, *opened.weights.files_of(_sources_of(plan)))),
+        sources=identities((*described_by, *carried.values(), *opened.weights.files_of(_sources_of(plan)))),
         part_bytes=part_bytes,
     )
 
 
 def _sources_of(plan: Plan) -> set[str]:
     """Names of the tensors that are read."""
-    return {block.source.name for task in plan.tasks for block in task.blocks}
+    compared = {name for pair in plan.must_be_equal for name in pair}
+    return compared | {block.source.name for task in plan.tasks for block in task.blocks}
 
 
 def _objects(model: Model, iteration: int | None) -> dict[str, object]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from ..adapters.linears import Linear
 from ..adapters.mcore_config import ReadConfig, SavedConfig, read_mcore_config
 from ..adapters.mcore_folder import McoreAdapter, find_factors
-from ..checkpoints.common_state import common_file, saved_peft
-from ..checkpoints.iterations import iteration_folder
+from ..checkpoints.common_state import common_file, common_files, saved_peft
+from ..checkpoints.iterations import asked_tracker, iteration_folder
 from ..checkpoints.torch_dist import TorchDistFolder
 from ..mapping.bindings import Model, bindings
 
@@ -19,6 +19,8 @@ class OpenedAdapter:
     read: ReadConfig
     weights: TorchDistFolder
     adapter: McoreAdapter
+    described_by: tuple[Path, ...]
+    """Files that say what the tensors mean."""
 
 
 def open_mcore_adapter(source: Path, model: Model, layers: tuple[Linear, ...]) -> OpenedAdapter:
@@ -32,4 +34,5 @@ def open_mcore_adapter(source: Path, model: Model, layers: tuple[Linear, ...]) -
     read = read_mcore_config(source, folder, None if saved is None else SavedConfig(saved, common_file(weights)))
     names = frozenset(binding.target.name for binding in bindings(model))
     adapter = find_factors(weights, read.config, layers, names)
-    return OpenedAdapter(read=read, weights=weights, adapter=adapter)
+    described_by = (read.path, *asked_tracker(source), *common_files(weights))
+    return OpenedAdapter(read=read, weights=weights, adapter=adapter, described_by=described_by)

@@ -117,6 +117,7 @@ def _to_hf(
     items = items_of(plan, merged)
     files = lay_out_shards(items, spec.max_shard_bytes or shard_bytes_for(sum(item.nbytes for item in items)))
     small = {INDEX: index_json(files), CONFIG: opened.config_json}
+    carried = {name: path for name, path in opened.carried.items() if name not in small or small[name] is None}
     return Conversion(
         kind="merge",
         source=source,
@@ -127,8 +128,8 @@ def _to_hf(
         items=items,
         files=files,
         small_files={name: data for name, data in small.items() if data is not None},
-        carried={name: path for name, path in opened.carried.items() if name not in small or small[name] is None},
-        sources=identities((*opened.described_by, *merged.files_of(merged.tensors))),
+        carried=carried,
+        sources=identities((*opened.described_by, *carried.values(), *merged.files_of(merged.tensors))),
         part_bytes=spec.part_bytes,
         touched=touched,
     )

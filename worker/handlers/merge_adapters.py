@@ -18,9 +18,9 @@ from ..jobs.errors import BadInputError
 from ..mapping.bindings import Model
 from ..mapping.blocks import Left
 from ..mapping.checkpoint_values import refuse_contradiction
-from .adapter_base import HF, name_left_beside
+from .adapter_base import HF, files_left_beside, name_left_beside
 from .config import read_model
-from .described import values_of_run
+from .described import run_config_files, values_of_run
 from .mcore_adapter import open_mcore_adapter
 from .merge_base import OpenedBase
 
@@ -45,11 +45,12 @@ def _matched_megatron(path: Path, opened: OpenedBase) -> tuple[Matched, tuple[Le
     others, adapted = turned.apart(found.adapter)
     tensors = peft_tensors(others, found.weights)
     read = found.weights.files_of({name for one in found.adapter.layers for name in one.names})
+    described_by = (*found.described_by, *_descriptions(path), *files_left_beside(path))
     folder = PeftFolder.of(
         path,
         peft_config(found.read.config, tensors.ranks, name_left_beside(path)),
         found.read.path,
-        ItemSource.of(items_of(tensors.plan, found.weights), read),
+        ItemSource.of(items_of(tensors.plan, found.weights), (*described_by, *read)),
     )
     matched = match(folder, opened.base.known)
     pairs = {**matched.pairs, **dict(turned.pairs(adapted, found.read.config, found.weights))}
@@ -70,6 +71,12 @@ def _refuse_other_sizes(path: Path, model: Model) -> None:
             expected=error.info.thing,
             next_step="Merge it into the base it was trained on.",
         ) from error
+
+
+def _descriptions(path: Path) -> tuple[Path, ...]:
+    """The files that the adapter's own model is told from."""
+    beside = path / HF / CONFIG
+    return (*run_config_files(iteration_folder(path)), *((beside,) if beside.exists() else ()))
 
 
 def _no_adapter(path: Path) -> BadInputError:

@@ -18,8 +18,7 @@ from ..mapping.quantization import quantized
 from ..mapping.record import Record
 from .config import model_of, read_record
 from .export_checkpoint import Opened, open_checkpoint, plain_config
-from .hf_source import as_json, open_hf, open_precise
-from .verify import is_hf
+from .hf_source import as_json, is_hf, open_hf, open_precise
 
 _HEAD = "lm_head.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight")
@@ -82,7 +81,7 @@ def _megatron(source: Path, hf_config: Path | None, spec: MergeSpec, *, allow_pi
         base=_base(described.model, _as_hf(precise), _as_hf(plain)),
         config_json=described.config_json if config is None else as_json(config),
         carried=described.carried,
-        described_by=(),
+        described_by=precise.files,
     )
 
 

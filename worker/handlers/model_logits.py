@@ -22,6 +22,10 @@ MOST_DIFFERENCE = 1e-3
 """Of two models' logits in fp32, as a part of their range: sums in another order come to some millionths."""
 
 
+LONGEST = 256
+"""Tokens of the longest prompt, where the models take so many."""
+
+
 def compare_logits(
     sides: tuple[dict[str, Any], dict[str, Any]], model: Model, context: JobContext, total: int
 ) -> LogitsFigures:
@@ -29,23 +33,51 @@ def compare_logits(
 
     `total`: the bytes of both together, as progress counts them.
     """
-    vocabulary = model.hf.positive("vocab_size")
-    request = json.dumps({"sides": sides, "vocabulary": vocabulary, "device": "cuda" if context.gpu else "cpu"})
+    figures = run_logits(sides, (model, model), context, total)
+    if found := apart(figures):
+        raise not_verified("the logits of the two models", found, limits())
+    return figures
+
+
+def run_logits(
+    sides: tuple[dict[str, Any], dict[str, Any]], models: tuple[Model, Model], context: JobContext, total: int
+) -> LogitsFigures:
+    """How far they are apart, whatever that is: on tokens and places that both models know."""
+    request = {
+        "sides": sides,
+        "vocabulary": min(model.hf.positive("vocab_size") for model in models),
+        "longest": min(LONGEST, *(model.hf.positive("max_position_embeddings", LONGEST) for model in models)),
+        "device": "cuda" if context.gpu else "cpu",
+    }
 
     def heard(part: float) -> None:
         context.report(Progress(phase="verifying", done_bytes=int(part * total), total_bytes=total))
 
     heard(0)
-    figures = LogitsFigures.model_validate(_run_logits(request, heard))
-    apart = figures.max_abs_difference / figures.range if figures.range else 0.0
-    if not apart <= MOST_DIFFERENCE or figures.top1_agreement < 1:
-        raise not_verified(
-            "the logits of the two models",
-            f"a largest difference of {figures.max_abs_difference:.3g} in a range of {figures.range:.3g}, "
-            f"cosine {figures.cosine:.6f}, the same first choice at {figures.top1_agreement:.2%} of places",
-            f"a difference of at most {MOST_DIFFERENCE:g} of the range, and the same first choices",
-        )
-    return figures
+    return LogitsFigures.model_validate(_run_logits(json.dumps(request), heard))
+
+
+def apart(figures: LogitsFigures, tolerance: float | None = None, least_top1: float | None = None) -> str | None:
+    """What they are where that is too far; None where it is not. See `limits`."""
+    part = figures.max_abs_difference / figures.range if figures.range else 0.0
+    most, least = _limits(tolerance, least_top1)
+    if part <= most and figures.top1_agreement >= least:
+        return None
+    return (
+        f"a largest difference of {figures.max_abs_difference:.3g} in a range of {figures.range:.3g}, "
+        f"cosine {figures.cosine:.6f}, the same first choice at {figures.top1_agreement:.2%} of places"
+    )
+
+
+def limits(tolerance: float | None = None, least_top1: float | None = None) -> str:
+    """How far two models may be apart: by the part of their logits' range, and at how many places they agree."""
+    most, least = _limits(tolerance, least_top1)
+    return f"a difference of at most {most:g} of the range, and the same first choice at {least:.0%} of places or more"
+
+
+def _limits(tolerance: float | None, least_top1: float | None) -> tuple[float, float]:
+    most = MOST_DIFFERENCE if tolerance is None else tolerance
+    return most, 1.0 if least_top1 is None else least_top1
 
 
 def hf_side(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
-from ..checkpoints.common_state import saved_args
+from ..checkpoints.common_state import common_files, saved_args
 from ..checkpoints.legacy_torch import LegacyShards
 from ..checkpoints.source import Source
 from ..checkpoints.torch_dist import METADATA, TorchDistFolder
@@ -34,6 +34,17 @@ def args_of(saved: SavedWeights) -> Mapping[str, object]:
             return saved_args(saved)
         case LegacyShards():
             return saved.args
+        case _:
+            assert_never(saved)
+
+
+def args_files(saved: SavedWeights) -> tuple[Path, ...]:
+    """The file that they stand in, where there is one."""
+    match saved:
+        case TorchDistFolder():
+            return common_files(saved)
+        case LegacyShards():
+            return (saved.ranks[0].path,)
         case _:
             assert_never(saved)
 

@@ -25,10 +25,9 @@ from ..mapping.run_config import RUN_CONFIG
 from .config import model_of, read_record
 from .conversion import Conversion
 from .export_checkpoint import open_checkpoint
-from .hf_source import STORED, HFSource, as_json, open_hf
+from .hf_source import STORED, HFSource, as_json, is_hf, open_hf
 from .import_checkpoint import into_megatron
 from .linking import linked, listed_in
-from .verify import is_hf
 
 HF = "hf"
 BASE = "base"
@@ -104,13 +103,15 @@ def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way
         part_bytes=spec.part_bytes,
     )
     seed = spec.seed if way == "drawn" else None
+    beside = set(conversion.carried.values()) - {source / CONFIG}
+    weights = [one for one in conversion.sources if one.path not in beside]
     return SetupBase(
         way=way,
         conversion=conversion,
         root=target,
         iteration=None,
         hf_weights=source if way == "imported" else None,
-        fingerprint=_fingerprint(conversion.sources, way, seed, conversion.digest),
+        fingerprint=_fingerprint(weights, way, seed, conversion.digest),
     )
 
 
@@ -155,7 +156,8 @@ def _megatron(spec: SetupSpec, source: Path, target: Path, locations: Locations)
     described = opened.described
     small = {f"{HF}/{CONFIG}": described.config_json} if described.config_json is not None else {}
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    sources = identities(found.values())
+    carried = {f"{HF}/{name}": path for name, path in described.carried.items() if f"{HF}/{name}" not in small}
+    weights = identities(found.values())
     base = SetupBase(
         way="referenced",
         conversion=Conversion(
@@ -168,14 +170,14 @@ def _megatron(spec: SetupSpec, source: Path, target: Path, locations: Locations)
             items=(),
             files=(),
             small_files=small,
-            carried={f"{HF}/{name}": path for name, path in described.carried.items() if f"{HF}/{name}" not in small},
-            sources=sources,
+            carried=carried,
+            sources=identities((*found.values(), *opened.files, *carried.values())),
             part_bytes=spec.part_bytes,
         ),
         root=folder.parent,
         iteration=_iteration_of(folder),
         hf_weights=None,
-        fingerprint=_fingerprint(sources),
+        fingerprint=_fingerprint(weights),
     )
     if links:
         return _linked(base, folder, found, target)

@@ -1,11 +1,32 @@
 """What verification says where it fails, or cannot be done."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from ..checkpoints.torch_dist import METADATA
 from ..jobs.errors import BadInputError, TransientError
+
+NAMED = 3
+"""Of many differences, so many are named."""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def differs(thing: str, found: str, expected: str) -> BadInputError:
+    """A checkpoint that is not what it should be."""
+    return BadInputError(
+        "not_verified",
+        thing,
+        found=found,
+        expected=expected,
+        next_step="Do not use it; make it anew from its source, and check the disk if that repeats.",
+    )
 
 
 def not_verified(thing: str, found: str, expected: str) -> BadInputError:

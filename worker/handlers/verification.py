@@ -25,13 +25,11 @@ from .config import read_record
 from .context import JobContext
 from .model_logits import compare_logits, hf_side, megatron_side
 from .quantize import BLOCK, linear_weights
-from .unverified import lost, not_verified
+from .unverified import lost, not_verified, some
 
 if TYPE_CHECKING:
     from ..verification.readers import SafetensorsReader
     from .conversion import Conversion
-
-_NAMED = 3
 
 
 def verify_written(
@@ -75,7 +73,7 @@ def _verify_tensors(conversion: "Conversion", spec: ImportSpec | ExportSpec, sta
     if wrong:
         raise not_verified(
             f"{len(wrong)} of {len(conversion.plan.tasks)} tensors that were written",
-            f"other bits in {_some(wrong)}",
+            f"other bits in {some(wrong)}",
             "what the source holds, read by the formats' own libraries",
         )
     return len(conversion.plan.tasks)
@@ -130,14 +128,9 @@ def _refuse_another_list(names: list[str]) -> None:
     if names:
         raise not_verified(
             "the list of tensors that were written",
-            f"other shapes, or tensors too many or too few: {_some(names)}",
+            f"other shapes, or tensors too many or too few: {some(names)}",
             "the tensors of the plan, and their shapes",
         )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _forked(

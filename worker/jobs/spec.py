@@ -133,7 +133,11 @@ class VerifySpec(Spec):
     hf_config: Location | None = None
     """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
     logits: bool = False
-    """With `against`: run both models on the same tokens too."""
+    """With `against`: run both models on the same tokens too; what they say decides, and tensors may differ."""
+    logits_tolerance: float | None = Field(default=None, gt=0, le=1)
+    """Of the logits' range, by how much they may differ; None: 0.001, so much as sums in another order explain."""
+    least_top1: float | None = Field(default=None, ge=0, le=1)
+    """The part of places at which both must choose the same token; None: all."""
 
 
 class AdapterExportSpec(Spec):

@@ -94,7 +94,7 @@ class CheckpointResult(_Frozen):
 
 
 class VerifyResult(_Frozen):
-    """All that was read is as it should be."""
+    """What was read is as it should be, or makes models that say the same."""
 
     kind: Literal["verify"] = "verify"
     files: int
@@ -102,6 +102,10 @@ class VerifyResult(_Frozen):
     bytes: int
     """Read, of both sides where two were compared."""
     seconds: float
+    differing: int = 0
+    """Tensors that are not the same in both, which only models that say the same may have."""
+    first_differing: tuple[str, ...] = ()
+    """The first names of them."""
     logits: LogitsFigures | None = None
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..mapping.model_config import MegatronValues, build
 from ..settings import let_megatron_run_alone
 from .kernels import stand_in_for_kernels
 
-_LENGTH, _SEQUENCES = 64, 2
+_LENGTHS = (1.0, 0.4, 0.15, 0.03)
+"""Of the prompts, as parts of the longest."""
 _STEPS = 4
 """Two models, each loaded and run."""
 
@@ -28,6 +29,10 @@ _TRANSFORMER_ENGINE_NAMES = (
     (".self_attention.q_layernorm.", ".self_attention.linear_q_up_proj.layer_norm_"),
     (".self_attention.kv_layernorm.", ".self_attention.linear_kv_up_proj.layer_norm_"),
 )
+
+
+_Model = Callable[[torch.Tensor], torch.Tensor]
+"""Token ids [1, length] to logits [1, length, vocabulary]."""
 
 
 def serve(request: str) -> None:
@@ -43,20 +48,20 @@ def serve(request: str) -> None:
 
 
 def compare(request: str, stepped: Callable[[], None]) -> dict[str, float]:
-    """`{"sides": [side, side], "vocabulary": n, "device": "cpu"}`, a side being `{"hf": folder}` or
+    """`{"sides": [side, side], "vocabulary": n, "longest": tokens, "device": "cpu"}`, a side being `{"hf": folder}` or
     `{"megatron": iteration folder, "values": MegatronValues}`."""
     asked = json.loads(request)
     vocabulary: int = asked["vocabulary"]
-    tokens = _tokens(vocabulary)
+    prompts = prompts_for(vocabulary, asked["longest"])
     found: dict[int, torch.Tensor] = {}
     # HF's models first: Megatron's side may find libraries stood in for, of which HF's must not know.
     for number, side in sorted(enumerate(asked["sides"]), key=lambda side: "megatron" in side[1]):
-        found[number] = _logits(side, tokens, asked["device"], stepped)[..., :vocabulary].float().cpu()
+        found[number] = _logits(side, prompts, asked["device"], stepped)[..., :vocabulary]
     return figures(found[0], found[1])
 
 
 def figures(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """Of two logits [batch, length, vocabulary]. `top1_agreement` counts a tie within the difference as agreed."""
+    """Of two logits [places, vocabulary]. `top1_agreement` counts a tie within the difference as agreed."""
     difference = (one - other).abs().max().item()
     best = one.max(-1).values
     chosen = one.gather(-1, other.argmax(-1, keepdim=True)).squeeze(-1)
@@ -64,46 +69,54 @@ def figures(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     return {
         "max_abs_difference": difference,
         "range": _range(one),
-        "cosine": torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=-1).min().item(),
+        "cosine": min(_cosine(*pair) for pair in zip(one, other, strict=True)),
         "top1_agreement": agreed.float().mean().item(),
     }
+
+
+def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=-1).item()
 
 
 def _range(logits: torch.Tensor) -> float:
     return (logits.max() - logits.min()).item()
 
 
-def _tokens(vocabulary: int) -> torch.Tensor:
-    """Ids from all over the vocabulary, its last entry included."""
-    step = max(1, vocabulary // 15)
-    rows = [
-        [(step * place * (row + 1) + (vocabulary - 1) * (place == row)) % vocabulary for place in range(_LENGTH)]
-        for row in range(_SEQUENCES)
-    ]
-    return torch.tensor(rows)
+def prompts_for(vocabulary: int, longest: int) -> list[torch.Tensor]:
+    """[1, length] each: ids from all over the vocabulary, its last entry and repetitions included."""
+    chance = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(vocabulary, (1, max(1, int(longest * part))), generator=chance) for part in _LENGTHS]
+    prompts[0][0, 0] = vocabulary - 1
+    length = prompts[1].shape[1]
+    prompts[1] = prompts[1][:, : -(-length // 3)].repeat(1, 3)[:, :length]
+    return prompts
 
 
-def _logits(side: dict[str, Any], tokens: torch.Tensor, device: str, stepped: Callable[[], None]) -> torch.Tensor:
-    with torch.no_grad():
+def _logits(
+    side: dict[str, Any], prompts: list[torch.Tensor], device: str, stepped: Callable[[], None]
+) -> torch.Tensor:
+    """Of all places of all prompts, in fp32 on the CPU: [places, vocabulary]."""
+    with torch.no_grad(), ExitStack() as while_it_runs:
         if "hf" in side:
-            logits = _hf_logits(Path(side["hf"]), tokens, device, stepped)
+            model = _hf_model(Path(side["hf"]), device)
         else:
             values = MegatronValues(**side["values"])
-            logits = _megatron_logits(Path(side["megatron"]), values, tokens, device, stepped)
+            model = _megatron_model(Path(side["megatron"]), values, device, while_it_runs)
+        stepped()
+        logits = [model(tokens.to(device)).float().cpu()[0] for tokens in prompts]
     stepped()
-    return logits
+    return torch.cat(logits)
 
 
-def _hf_logits(folder: Path, tokens: torch.Tensor, device: str, stepped: Callable[[], None]) -> torch.Tensor:
+def _hf_model(folder: Path, device: str) -> _Model:
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **_dequantized(folder, transformers)
     )
-    model = model.eval().to(device)
-    stepped()
-    return model(tokens.to(device)).logits
+    model = model.float().eval().to(device)  # Dequantized weights come in the config's dtype.
+    return lambda tokens: model(tokens).logits
 
 
 def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
@@ -115,20 +128,17 @@ def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
     return {"quantization_config": ways[method]()} if method in ways else {}
 
 
-def _megatron_logits(
-    folder: Path, values: MegatronValues, tokens: torch.Tensor, device: str, stepped: Callable[[], None]
-) -> torch.Tensor:
+def _megatron_model(folder: Path, values: MegatronValues, device: str, while_it_runs: ExitStack) -> _Model:
     if device == "cpu":
         stand_in_for_kernels()
     from .off_cuda import megatron_on
 
     _join_alone(device)
-    with megatron_on("cpu") if device == "cpu" else nullcontext():
-        model = _built(values).to(device)
-        _load(model, folder)
-        stepped()
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        return model(tokens.to(device), positions.to(device), None)
+    if device == "cpu":
+        while_it_runs.enter_context(megatron_on("cpu"))
+    model = _built(values).to(device)
+    _load(model, folder)
+    return lambda tokens: model(tokens, torch.arange(tokens.shape[1], device=device)[None], None)
 
 
 def _join_alone(device: str) -> None:
