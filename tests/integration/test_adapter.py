@@ -429,3 +429,26 @@ def test_a_merge_of_what_came_back_is_the_same_merge(base: Path, tmp_path: Path)
     one, other = (load_file(tmp_path / f"{name}-merged" / "model.safetensors") for name in ("adapter", "back"))
     assert back != adapter
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_experts_of_one_projection_have_no_place_for_the_other(tmp_path: Path) -> None:
+    """Gate without up: canonical LoRA's own name for each, so that what is not there is not asked for again."""
+    base, adapter = case("qwen3-moe", tmp_path / "base"), tmp_path / "adapter"
+    torch.manual_seed(3)
+    factors = {
+        f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight": 0.1 * torch.randn(*shape)
+        for file in base.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+        if name.endswith("gate_proj.weight") and ".experts." in name
+        for part, shape in (("A", (4, tensor.shape[1])), ("B", (tensor.shape[0], 4)))
+    }
+    adapter.mkdir()
+    save_file(factors, adapter / WEIGHTS)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["gate_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    out = import_(adapter, tmp_path / "out", base)
+    back = export(out, tmp_path / "back", base)
+
+    assert "linear_fc1_up" not in (out / "peft_config.json").read_text()
+    assert set(load_file(back / WEIGHTS)) == set(factors)

@@ -340,8 +340,9 @@ def _targets(layers: tuple[Linear, ...], sites: list[_Site]) -> tuple[str, ...]:
             for component in components[site.module] if layer.components else [""]:
                 own = {"": layer.leaf, "gate": "linear_fc1_gate", "up": "linear_fc1_up"}
                 found.add(prefix + own.get(component, f"linear_{component}"))
-            if layer.is_expert and layer.leaf == "linear_fc1" and any(any(of) for of in components.values()):
-                found.discard(prefix + layer.leaf)  # canonical LoRA knows it by its halves' names
+            whole = layer.is_expert and layer.leaf == "linear_fc1" and not layer.components
+            if whole and any(any(of) for of in components.values()):
+                found.discard(prefix + layer.leaf)  # canonical LoRA knows no linear_fc1, gated or not
                 found |= {f"{prefix}linear_fc1_gate", f"{prefix}linear_fc1_up"}
     return tuple(sorted(found))
 
