@@ -15,8 +15,8 @@ from .trainer_run import TrainerRun
 _GIB = 2**30
 _ROOM = 4 * _GIB
 """For CUDA's context, NCCL's buffers and what the allocator cannot use; a tenth of smaller GPUs."""
-_MOST_TP = 8
-"""GPUs of one host."""
+_TPS = (1, 2, 4, 8)
+"""Up to the GPUs of one host."""
 _DOUBLINGS = 12
 
 
@@ -94,7 +94,7 @@ class _Search:
 def _candidates(run: TrainerRun, cp_sizes: tuple[int, ...]) -> Iterator[Parallelism]:
     asked, values = run.parallelism, run.model.mcore
     experts = values.get("num_moe_experts")
-    tps = sorted({asked.tp_size, *(2**power for power in range(4) if 2**power <= _MOST_TP)})
+    tps = sorted({asked.tp_size, *_TPS})
     pps = sorted({asked.pp_size, *(2**power for power in range(7) if 2**power <= values.positive("num_layers"))})
     eps = sorted({asked.ep_size, *(2**power for power in range(8) if isinstance(experts, int) and 2**power <= experts)})
     for tp, pp, ep, cp in product(tps, pps, eps, cp_sizes):
