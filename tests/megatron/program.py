@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from megatron.core.tensor_parallel import random
 from megatron.training import initialize, training
 
 from worker.verification.off_cuda import megatron_on
@@ -35,6 +36,9 @@ def program_on_cpu() -> Iterator[None]:
         stack.enter_context(NamedAsOnCuda())
         for name, stand_in in stand_ins.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
+        # Recomputation keeps and restores it.
+        stack.enter_context(mock.patch.object(random, "_get_cuda_rng_state", return_value=torch.zeros(16)))
+        stack.enter_context(mock.patch.object(random, "_set_cuda_rng_state"))
         without_cuda = partial(initialize.initialize_megatron, allow_no_cuda=True)
         stack.enter_context(mock.patch.object(training, "initialize_megatron", without_cuda))
         yield

@@ -1,6 +1,7 @@
 """On a rank: what its memory holds while it trains, and what autograd keeps between forward and backward."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.transformer.dot_product_attention import DotProductAttention
 
+SCORES = "scores"
 _COUNTED, _MEASURED = 1, 2
 """Steps, from 0: in the first the optimizer makes its states, in the second what is kept is counted, then peaks."""
 
@@ -27,7 +28,7 @@ class Watch:
     kept: dict[str, int] = field(default_factory=lambda: defaultdict[str, int](int))
     seen: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _storages: dict[int, Any] = field(default_factory=dict[int, Any])
-    _in_core: bool = False
+    _at_work: list[str] = field(default_factory=list[str])
 
     def micro_batch(self, model: Any, tokens: torch.Tensor, count: int) -> None:
         """One of `count` of a training step goes into the model."""
@@ -66,7 +67,7 @@ class Watch:
             yield
             return
         weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        handles = list(self._around_core_attention(model))
+        handles = list(self._named(model))
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: self._keep(tensor, weights), lambda kept: kept):
             yield
         for handle in handles:
@@ -80,26 +81,29 @@ class Watch:
         (folder / f"rank-{rank}.json").write_text(json.dumps(answer))
         torch.save(self.seen, folder / f"seen-{rank}.pt")
 
-    def _around_core_attention(self, model: Any) -> Iterator[Any]:
-        def inside(value: bool) -> Any:
-            def hook(*_: object) -> None:
-                self._in_core = value
+    def _named(self, model: Any) -> Iterator[Any]:
+        """Hooks by which the innermost module at work is known."""
+        for path, module in model.named_modules():
+            name = re.sub(r"\.\d+\.", ".*.", path).removeprefix("module.module.")
+            yield module.register_forward_pre_hook(lambda *_, name=name: self._at_work.append(name))
+            yield module.register_forward_hook(lambda *_: self._left())
 
-            return hook
-
-        for module in model.modules():
-            if isinstance(module, DotProductAttention):
-                yield module.register_forward_pre_hook(inside(True))
-                yield module.register_forward_hook(inside(False))
+    def _left(self) -> None:
+        self._at_work.pop()
 
     def _keep(self, tensor: torch.Tensor, weights: set[int]) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights and storage.data_ptr() not in self._storages:
             self._storages[storage.data_ptr()] = storage  # held until the end of the step, so that none is used anew
-            scores = self._in_core and tensor.shape[-2:] == (self.length, self.length)
-            kind = "scores" if scores else "core" if self._in_core else "rest"
-            self.kept[kind] += storage.nbytes()
+            self.kept[self._kind(tensor)] += storage.nbytes()
         return tensor.detach()  # the tensor itself would hold the graph that holds it
+
+    def _kind(self, tensor: torch.Tensor) -> str:
+        """Scores, or the module that keeps it."""
+        if not self._at_work:
+            return "outside"
+        scores = self._at_work[-1].endswith("core_attention") or ".core_attention." in self._at_work[-1]
+        return SCORES if scores and tensor.shape[-2:] == (self.length, self.length) else self._at_work[-1]
 
 
 def _of_model(model: Any) -> dict[str, int]:
