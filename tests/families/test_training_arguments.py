@@ -1,6 +1,8 @@
 """The argument file of a setup for Megatron-LM: its own parser takes it, and builds the config that Ferry built."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +20,9 @@ from worker.mapping.model_config import build, to_json_dict
 from worker.mapping.upstream_classes import VARIANT_FIELDS
 from worker.mapping.vocabulary import padded_size
 from worker.setups.ddp_values import FIELDS
-from worker.setups.profiles.megatron_lm import model_arguments
+from worker.setups.profiles.megatron_lm import MEGATRON_LM, model_arguments
 from worker.setups.run_values import run_values
+from worker.setups.trainer_run import TrainerRun
 
 INEXPRESSIBLE = VARIANT_FIELDS | {
     "rotary_base",  # a fraction
@@ -132,6 +135,29 @@ def test_megatrons_parser_takes_every_parallelism(megatron: Ranks) -> None:
         ours = to_json_dict(build(megatron_values(run.model.family, run_values(run), "test")))
         padded = {"vocab_size": padded_size(run.model.mcore, run.parallelism.tp_size)}
         assert _of_model(theirs[name]) == _of_model(ours) | padded, name
+
+
+def test_what_the_start_script_adds_is_enough_for_megatrons_program(megatron: Ranks, tmp_path: Path) -> None:
+    run = run_of(LLAMA_405B, tmp_path / "run", parallelism=Parallelism(tp_size=8, world_size=8))
+    words = started(run, tmp_path)
+
+    [samples] = megatron.run("tests.megatron.arguments:samples_of", words=words, world_size=8)
+
+    assert samples == (1000, 300, 100)
+
+
+def started(run: TrainerRun, folder: Path) -> list[str]:
+    """The words that the start script gives the program, with a stand-in for torchrun."""
+    run.target.mkdir()
+    for name, data in MEGATRON_LM.files(run).items():
+        (run.target / name).write_bytes(data)
+    torchrun = folder / "torchrun"
+    torchrun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    torchrun.chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "DATA": "/data/text"}
+    command = ["bash", str(run.target / "start.sh")]
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    return told[told.index("pretrain_gpt.py") + 1 :]
 
 
 def test_ddp_fields_and_defaults_are_upstreams(megatron: Ranks) -> None:

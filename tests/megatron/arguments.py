@@ -24,6 +24,15 @@ def values_of(asked: dict[str, list[str]]) -> dict[str, Any]:
         return {name: _plain(values_of_args(vars(_parsed(words)), name).values) for name, words in asked.items()}
 
 
+def samples_of(words: list[str], world_size: int) -> Any:
+    """How many samples Megatron's program, given these words alone, asks its data for: to train, validate and test."""
+    from megatron.training import global_vars
+    from megatron.training.training import get_train_valid_test_num_samples
+
+    with _a_host_with_kernels(world_size), mock.patch.object(global_vars, "_GLOBAL_ARGS", _parsed(words, ())):
+        return get_train_valid_test_num_samples()
+
+
 def _plain(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str, list, tuple))}
 
@@ -37,10 +46,10 @@ def _config_of(words: list[str]) -> dict[str, object]:
     return to_json_dict((hybrid_config_from_args if parsed.hybrid_layer_pattern else gpt_config_from_args)(parsed))
 
 
-def _parsed(words: list[str]) -> Any:
+def _parsed(words: list[str], needed: tuple[str, ...] = _NEEDED) -> Any:
     from megatron.training import arguments
 
-    with mock.patch.object(sys, "argv", ["pretrain.py", *words, *_NEEDED]):
+    with mock.patch.object(sys, "argv", ["pretrain.py", *words, *needed]):
         parsed = arguments.parse_args()
     arguments.validate_args(parsed)
     return parsed

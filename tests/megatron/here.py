@@ -12,7 +12,7 @@ from torch import distributed
 
 from worker.verification.off_cuda import megatron_on
 
-from .saving import _NamedAsOnCuda
+from .saving import NamedAsOnCuda
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def megatron_here() -> Iterator[None]:
         with mock.patch.object(filesystem_async, "_results_queue", queue.Queue()):
             yield
         return
-    with megatron_on("cpu"), _NamedAsOnCuda(), mock.patch.object(torch.cuda, "current_stream", return_value=None):
+    with megatron_on("cpu"), NamedAsOnCuda(), mock.patch.object(torch.cuda, "current_stream", return_value=None):
         yield
 
 

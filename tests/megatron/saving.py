@@ -29,7 +29,7 @@ def save_as_trained(
     `optimizer_format` is upstream's name for how a distributed optimizer lays out its state; `described` is the
     command line that describes the model, if one does.
     """
-    with megatron_on("cpu"), _NamedAsOnCuda():
+    with megatron_on("cpu"), NamedAsOnCuda():
         model = build(root, tp_size, pp_size)
         load(model, root)
         wrapped = DistributedDataParallel(
@@ -46,7 +46,7 @@ def save_as_torch(root: Path, target: Path, tp_size: int, pp_size: int, describe
 
     `described` is the command line that describes the model; it is saved along.
     """
-    with megatron_on("cpu"), _NamedAsOnCuda():
+    with megatron_on("cpu"), NamedAsOnCuda():
         model = build(root, tp_size, pp_size)
         load(model, root)
         options = arguments(model, "--save", str(target), "--ckpt-format", "torch", *described)
@@ -62,7 +62,7 @@ def save_stages_as_trained(root: Path, target: Path, sizes: dict[str, int]) -> t
 
     How many chunks of the model this rank has, and how many optimizers.
     """
-    with megatron_on("cpu"), _NamedAsOnCuda():
+    with megatron_on("cpu"), NamedAsOnCuda():
         chunks = _chunks(root, sizes)
         for chunk in chunks:
             load(chunk, root)
@@ -108,7 +108,7 @@ def _step(optimizer: Any) -> None:
         inner.optimizer.step()
 
 
-class _NamedAsOnCuda(TorchFunctionMode):
+class NamedAsOnCuda(TorchFunctionMode):
     """The optimizer tells dtypes by the name of the CUDA tensor's type."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -332,7 +332,8 @@ eval "ARGUMENTS=($(cat "$(dirname "$0")/{ARGUMENTS}"))"
 exec torchrun --nproc-per-node "${{GPUS_PER_NODE:-{run.gpus_per_node}}}" --nnodes "${{NODES:-{run.nodes}}}" \\
   --node-rank "${{NODE_RANK:-0}}" --master-addr "${{MASTER_ADDR:-localhost}}" \\
   {program} "${{ARGUMENTS[@]}}" --global-batch-size "${{GLOBAL_BATCH_SIZE:-{run.micro_batch_size * run.dp_size}}}" \\
-  --train-iters "${{TRAIN_ITERS:-1000}}" --lr "${{LR:-1e-5}}" --data-path "${{DATA:?a .bin/.idx prefix}}" "$@"
+  --train-iters "${{TRAIN_ITERS:-1000}}" --lr "${{LR:-1e-5}}" --eval-interval "${{EVAL_INTERVAL:-500}}" \
+  --data-path "${{DATA:?a .bin/.idx prefix}}" "$@"
 """
     return text.encode()
 
