@@ -1,7 +1,6 @@
 """Megatron-Core's `torch_dist` folders: a torch DCP checkpoint, read by its index."""
 
 import json
-import os
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -108,17 +107,14 @@ class TorchDistFolder:
     def _find_data(self, name: str, chunk: _Chunk) -> int:
         path = self.folder / chunk.stored.file
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            with path.open("rb", buffering=0) as file:
+                found = find_tensor(file.fileno(), chunk.stored.offset, chunk.stored.length)
         except FileNotFoundError as error:
             raise bad_checkpoint(path, "no such file", f"the file that holds tensor {name!r}", missing=True) from error
-        try:
-            found = find_tensor(descriptor, chunk.stored.offset, chunk.stored.length)
         except ArchiveError as error:
             raise bad_checkpoint(
                 path, f"tensor {name!r} in a form that cannot be read ({error})", "torch.save items"
             ) from error
-        finally:
-            os.close(descriptor)
         if found.shape != chunk.sizes or found.dtype != self.tensors[name].dtype:
             found_text = f"tensor {name!r} as {found.dtype} {list(found.shape)}"
             raise bad_checkpoint(path, found_text, f"{self.tensors[name].dtype} {list(chunk.sizes)} by the index")

@@ -18,6 +18,7 @@ from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
 from ..checkpoints.sharing import shared_bytes
 from ..checkpoints.source import Source
+from ..checkpoints.watched import Seen, Watch
 from ..engine.computed import working_bytes
 from ..engine.convert import Written, plan_digest, total_bytes, written
 from ..engine.copy import Segment, sync_file
@@ -27,6 +28,7 @@ from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for, spread
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
+from ..jobs.locations import Locations
 from ..jobs.setup_spec import SetupSpec
 from ..jobs.spec import ConversionSpec, ExportSpec, ImportSpec, replaces
 from ..jobs.state import CheckpointResult, Progress, Timings, Verified
@@ -81,6 +83,8 @@ class Conversion:
     """Digests of the tensors in them, as far as they are known."""
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
     """What plan and manifest say beside."""
+    seen: Seen = field(default_factory=Seen)
+    """All that planning asked of the sources: names that were looked for and not there, too."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -99,6 +103,22 @@ class Conversion:
     @cached_property
     def digest(self) -> str:
         return plan_digest(self.plan, self.files)
+
+    def refuse_changed(self) -> None:
+        """BadInputError where what decided it is not what it was."""
+        refuse_changed(self.sources)
+        self.seen.refuse_changed()
+
+
+def watched[S](prepare: Callable[[S, Locations], Conversion]) -> Callable[[S, Locations], Conversion]:
+    """The same plan, with all that was asked for it."""
+
+    def over_watched_paths(spec: S, locations: Locations) -> Conversion:
+        watch = Watch()
+        conversion = prepare(spec, watch.over(locations))
+        return replace(conversion, seen=watch.seen)
+
+    return over_watched_paths
 
 
 def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
@@ -206,7 +226,7 @@ def _fill(
     context.reserve(replace(room, free_bytes=room.free_bytes + resumed), needed_bytes(conversion))
     plan_seconds = time.monotonic() - started
     done = _write(work, conversion, context, resumed)
-    refuse_changed(conversion.sources)  # What is written beside would be another one's.
+    conversion.refuse_changed()  # What is written beside would be another one's.
     work.journal.end(staged.path)
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
@@ -214,7 +234,7 @@ def _fill(
     files |= link_files(staged.path, conversion.linked, copy_options(conversion, context), _ignored)
     touched = {**conversion.touched, **late_norms()}
     verified = _verified(conversion, spec, staged.path, context)
-    refuse_changed(conversion.sources)
+    conversion.refuse_changed()
     result = CheckpointResult(
         kind=conversion.kind,
         target=str(conversion.target),

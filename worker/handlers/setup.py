@@ -12,6 +12,7 @@ from ..checkpoints.extents import Item, TargetFile
 from ..checkpoints.iterations import RELEASE, TRACKER, tracker_text
 from ..checkpoints.publish import MANIFEST
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
+from ..checkpoints.watched import Watch
 from ..engine.collection import uncollected
 from ..engine.convert import refuse_unequal
 from ..engine.parts import file_bytes_for
@@ -51,7 +52,7 @@ _NAMES: dict[str, DType] = {"bfloat16": "bf16", "float16": "fp16", "float32": "f
 def run(spec: SetupSpec, context: JobContext) -> Prepared:
     """Plan, write or link the base, write the configs, finalize. Upstream's config object is built beside the copy."""
     started = time.monotonic()
-    planned = _planned(spec, context.locations)
+    planned = _watched(spec, context.locations)
     conversion, trainer_run, base = planned.conversion, planned.run, planned.base
     if base.conversion.files:
         refuse_unequal(base.conversion.plan.must_be_equal, conversion.weights)
@@ -69,7 +70,7 @@ def run(spec: SetupSpec, context: JobContext) -> Prepared:
 @uncollected()
 def prepare(spec: SetupSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte; the run's parallelism and memory are judged."""
-    return _planned(spec, locations).conversion
+    return _watched(spec, locations).conversion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,12 @@ class _Planned:
     conversion: Conversion
     run: TrainerRun
     base: SetupBase
+
+
+def _watched(spec: SetupSpec, locations: Locations) -> _Planned:
+    watch = Watch()
+    planned = _planned(spec, watch.over(locations))
+    return replace(planned, conversion=replace(planned.conversion, seen=watch.seen))
 
 
 def _planned(spec: SetupSpec, locations: Locations) -> _Planned:

@@ -8,6 +8,7 @@ from ..checkpoints.extents import Item, Span, TargetFile
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import FileIdentity, identities, refuse_changed
 from ..checkpoints.safetensors_folder import whole_tensors
+from ..checkpoints.watched import Seen, Watch
 from ..engine.convert import items_of, read_segments, refuse_unequal
 from ..engine.copy import Segment
 from ..engine.processes import CopyOptions
@@ -47,16 +48,23 @@ class TwoCheckpoints:
 
     one: _Side
     other: _Side
+    seen: Seen
+    """All that was asked to open them."""
 
     @classmethod
-    def open(cls, one: Path, other: Path, hf_config: Path | None, *, allow_pickle: bool) -> "TwoCheckpoints":
-        """BadInputError where one of them is not understood; `hf_config` describes what is Megatron's."""
+    def open(
+        cls, one: Path, other: Path, hf_config: Path | None, *, allow_pickle: bool, watch: Watch
+    ) -> "TwoCheckpoints":
+        """BadInputError where one of them is not understood; `hf_config` describes what is Megatron's.
+
+        `watch` is over these paths.
+        """
         mapped = not (is_hf(one) and is_hf(other))
         sides = [
             _hf_side(place, mapped=mapped) if is_hf(place) else _megatron_side(place, hf_config, allow_pickle)
             for place in (one, other)
         ]
-        return cls(one=sides[0], other=sides[1])
+        return cls(one=sides[0], other=sides[1], seen=watch.seen)
 
     @property
     def files(self) -> int:
@@ -112,6 +120,7 @@ class TwoCheckpoints:
         """BadInputError where a file of either is not what it was."""
         for side in (self.one, self.other):
             refuse_changed(side.sources)
+        self.seen.refuse_changed()
 
 
 def _hf_side(place: Path, *, mapped: bool) -> _Side:
