@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Span
+from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Run, Span
 from worker.checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
 from worker.engine.arithmetic import compute, fp8_values
-from worker.engine.computed import merged
+from worker.engine.computed import merged, pieces
 from worker.engine.gpu_arithmetic import Device
 from worker.engine.parts import split
 from worker.engine.reading import SourceFiles, read_extent
@@ -235,6 +235,23 @@ def test_quantizing_is_torchs_rounding_of_the_scaled_block(shape: tuple[int, int
 
     assert read_extent(scales) == as_bytes(expected)
     assert read_extent(codes) == as_bytes((values.float() / spread).to(torch.float8_e4m3fn))
+
+
+def test_no_more_is_read_at_once_than_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "weight"
+    file.write_bytes(bytes(4096 * 256 * 2))
+    operand = Operand((Run(file, 0, file.stat().st_size),), 256 * 2 * 128)
+    scales = Computed(BlockScales(256, 128, 128, "BF16"), (operand,), 0, 32, 8)
+    read: list[int] = []
+
+    def reading(_extent: Extent, _start: int, length: int, _number: int) -> np.ndarray:
+        read.append(length)
+        return np.zeros(length, np.uint8)
+
+    made = b"".join(piece.tobytes() for piece in pieces(scales, reading, compute, 2**17))
+
+    assert len(made) == scales.length
+    assert max(read) <= 2**17
 
 
 def test_a_block_of_zeros_is_quantized_to_zeros() -> None:
