@@ -113,12 +113,12 @@ def compared(here: Path) -> JobSpec:
     return VerifySpec(source=str(here / "hf"), against=str(here / "mcore"))
 
 
-def at_first_progress(act: Callable[[], object]) -> Callable[[Progress], None]:
-    """A report that does something once, when the first bytes have moved."""
+def at_first_progress(act: Callable[[], object], phase: str = "") -> Callable[[Progress], None]:
+    """A report that does something once, when the first bytes have moved (of that phase)."""
     left = [act]
 
-    def report(_: Progress) -> None:
-        if left:
+    def report(progress: Progress) -> None:
+        if left and phase in ("", progress.phase):
             left.pop()()
 
     return report
@@ -148,7 +148,13 @@ def swap_for_another(folder: Path) -> Callable[[], object]:
 
 
 def refused(
-    spec: JobSpec, changed: Path, socket: Path, change: Callable[[], object], *, allow_pickle: bool = False
+    spec: JobSpec,
+    changed: Path,
+    socket: Path,
+    change: Callable[[], object],
+    *,
+    phase: str = "",
+    allow_pickle: bool = False,
 ) -> str:
     """Run the job, in which the change happens; what the error says was found. Nothing is left of the job."""
     folder = Path(getattr(spec, "target", None) or getattr(spec, "source", "")).parent
@@ -160,7 +166,7 @@ def refused(
         happened.append(True)
 
     with pytest.raises(BadInputError) as caught:
-        do(spec, socket, at_first_progress(act), allow_pickle=allow_pickle)
+        do(spec, socket, at_first_progress(act, phase), allow_pickle=allow_pickle)
 
     assert happened
     error = caught.value.info
@@ -194,6 +200,18 @@ def rewritten_once_read(monkeypatch: pytest.MonkeyPatch, victim: Path) -> list[P
 
     monkeypatch.setattr("io.open", opening)
     return rewritten
+
+
+def set_back(path: Path) -> Callable[[], object]:
+    """The last byte changes in place, and the time of the last write becomes what it was."""
+
+    def act() -> None:
+        before, data = path.stat(), bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        same_times(path, before)
+
+    return act
 
 
 def same_times(path: Path, like: os.stat_result) -> None:

@@ -1,7 +1,9 @@
 """All that decided a plan is held: files as they were parsed, names that were looked for and not there, links."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -26,6 +28,7 @@ from tests.changing_sources import (
     refused,
     rewritten_once_read,
     same_times,
+    set_back,
     set_up,
     set_up_from_hf,
     swap_for_another,
@@ -34,8 +37,11 @@ from tests.integration.test_described import save_run_config
 from tests.integration.test_older_format import state_dict
 from tests.jobs_here import do
 from tests.unit.test_legacy_torch import save_rank
+from worker.handlers.conversion import fingerprint
+from worker.handlers.run import conversion_of
 from worker.jobs.errors import BadInputError
-from worker.jobs.spec import ExportSpec, JobSpec, VerifySpec
+from worker.jobs.locations import LocalPaths
+from worker.jobs.spec import ConversionSpec, ExportSpec, JobSpec, VerifySpec
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +285,78 @@ def test_a_folder_replaced_while_it_is_verified_is_not_called_broken(here: Path,
         do(VerifySpec(source=str(here / "mcore")), warm_model_configs, at_first_progress(exchange))
 
     assert caught.value.info.code == "source_changed"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (imported, "hf/model.safetensors"),
+        (imported, "hf/config.json"),
+        (exported, f"mcore/{TRACKER}"),
+        (exported, "mcore/release/run_config.yaml"),
+        (merged, "adapter/adapter_model.safetensors"),
+        (compared, "hf/model.safetensors"),
+    ],
+)
+def test_a_time_that_was_set_back_hides_nothing(here: Path, warm_model_configs: Path, spec: Asked, name: str) -> None:
+    """All has been read by then: what changes before is copied as it is now."""
+    phase = "finalizing" if spec is not compared else "reading"
+
+    found = refused(spec(here), here / name, warm_model_configs, set_back(here / name), phase=phase)
+
+    assert "of the same size and time" in found
+
+
+@pytest.mark.parametrize("spec", [imported, exported, merged, set_up, compared])
+def test_links_and_rights_are_no_content(here: Path, warm_model_configs: Path, spec: Asked) -> None:
+    """A setup of the same base, a backup: they move the times of the inode alone."""
+
+    def touch() -> None:
+        for folder in ("hf", "mcore", "adapter"):
+            for path in [path for path in (here / folder).rglob("*") if path.is_file()]:
+                (here / "linked").hardlink_to(path)
+                (here / "linked").unlink()
+                path.chmod(0o640)
+
+    do(spec(here), warm_model_configs, at_first_progress(touch))
+
+
+def rename_over(path: Path) -> None:
+    shutil.copy2(path, path.with_name("another"))
+    path.with_name("another").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (imported, "hf/model.safetensors"),
+        (imported, "hf/config.json"),
+        (exported, "mcore/release/__0_0.distcp"),
+        (exported, "mcore/release/.metadata"),
+        (exported, f"mcore/{TRACKER}"),
+        (merged, "hf/model.safetensors"),
+        (merged, "adapter/adapter_model.safetensors"),
+        (adapter_imported, "adapter/adapter_model.safetensors"),
+        (adapter_exported, "mcore_adapter/release/__0_0.distcp"),
+        (set_up_from_hf, "hf/model.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("change", [rename_over, lambda path: set_back(path)()])
+def test_parts_of_a_source_of_the_same_sizes_and_times_are_not_used(
+    here: Path, spec: Asked, name: str, change: Callable[[Path], None]
+) -> None:
+    before = _fingerprint(spec(here))
+    unchanged = _fingerprint(spec(here))
+
+    change(here / name)
+
+    assert unchanged == before
+    try:
+        assert _fingerprint(spec(here)) != before
+    except BadInputError:  # No plan is made of it at all.
+        assert name.endswith((".metadata", ".json", TRACKER))
+
+
+def _fingerprint(spec: JobSpec) -> str:
+    asked = cast("ConversionSpec", spec)
+    return fingerprint(conversion_of(asked, LocalPaths()), asked)

@@ -1,5 +1,6 @@
 """Paths that note what planning asks of them, so that the answers can be held to be the same when all is written."""
 
+import io
 import os
 import time
 from collections.abc import Generator
@@ -9,7 +10,7 @@ from typing import IO, Any, Literal, cast, override
 
 from ..jobs.errors import FerryError
 from ..jobs.locations import Locations
-from .identity import FileIdentity, refuse_changed, source_changed
+from .identity import FileIdentity, content_digest, refuse_changed, source_changed
 
 _TICK_NS = 20_000_000
 """Files' times stand still for up to 10 ms: of two writes within them the second leaves no trace."""
@@ -70,11 +71,12 @@ class Seen:
     files: tuple[FileIdentity, ...] = ()
     answers: tuple[Looked | Listed | Led, ...] = ()
 
-    def refuse_changed(self) -> None:
-        """BadInputError (`source_changed`) where an answer would be another one now."""
-        refuse_changed(self.files)
+    def refuse_changed(self) -> tuple[Path, ...]:
+        """BadInputError (`source_changed`) where an answer would be another one now; answers what may have changed."""
+        touched = refuse_changed(self.files)
         for answer in self.answers:
             answer.refuse_changed()
+        return touched
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Watch:
     """Over the paths of one plan. The first answer to a question is the answer to all like it."""
 
     statuses: dict[str, os.stat_result] = field(default_factory=dict[str, os.stat_result])
+    digests: dict[str, str] = field(default_factory=dict[str, str])
     looked: dict[tuple[str, Presence], Looked] = field(default_factory=dict[tuple[str, Presence], Looked])
     listed: dict[tuple[str, str], Listed] = field(default_factory=dict[tuple[str, str], Listed])
     led: dict[str, Led] = field(default_factory=dict[str, Led])
@@ -94,7 +97,9 @@ class Watch:
     def seen(self) -> Seen:
         """Up to now."""
         return Seen(
-            files=tuple(FileIdentity.of(Path(path), status) for path, status in self.statuses.items()),
+            files=tuple(
+                FileIdentity.of(Path(path), status, self.digests.get(path)) for path, status in self.statuses.items()
+            ),
             answers=(*self.looked.values(), *self.listed.values(), *self.led.values()),
         )
 
@@ -173,12 +178,13 @@ class WatchedPath(PosixPath):
     @override
     def read_bytes(self) -> bytes:
         with self.open("rb") as file:
-            return file.read()
+            data: bytes = file.read()
+        self._watch.digests.setdefault(str(self), content_digest(data))
+        return data
 
     @override
     def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
-        with self.open("r", encoding=encoding, errors=errors, newline=newline) as file:
-            return file.read()
+        return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding, errors, newline).read()
 
 
 @dataclass(frozen=True, slots=True)

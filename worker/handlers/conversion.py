@@ -12,7 +12,7 @@ from typing import Literal
 
 from .. import __version__
 from ..checkpoints.extents import Item, TargetFile, is_computed
-from ..checkpoints.identity import FileIdentity, refuse_changed
+from ..checkpoints.identity import FileIdentity, refuse_changed, set_back
 from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
@@ -20,7 +20,7 @@ from ..checkpoints.sharing import shared_bytes
 from ..checkpoints.source import Source
 from ..checkpoints.watched import Seen, Watch
 from ..engine.computed import working_bytes
-from ..engine.convert import Written, plan_digest, total_bytes, written
+from ..engine.convert import Written, plan_digest, read_again, total_bytes, written
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
 from ..engine.part_queue import ListedParts, Segments
@@ -104,10 +104,11 @@ class Conversion:
     def digest(self) -> str:
         return plan_digest(self.plan, self.files)
 
-    def refuse_changed(self) -> None:
-        """BadInputError where what decided it is not what it was."""
-        refuse_changed(self.sources)
-        self.seen.refuse_changed()
+    def refuse_changed(self) -> tuple[Path, ...]:
+        """BadInputError where what decided it is not what it was; answers files that may have been written over."""
+        seen = {identity.path for identity in self.seen.files}
+        unseen = refuse_changed(identity for identity in self.sources if identity.path not in seen)
+        return (*self.seen.refuse_changed(), *unseen)
 
 
 def watched[S](prepare: Callable[[S, Locations], Conversion]) -> Callable[[S, Locations], Conversion]:
@@ -205,7 +206,11 @@ def carry_out(
 
 def fingerprint(conversion: Conversion, spec: ConversionSpec) -> str:
     """Of all that decides what is written where: parts of a job with another one are of no use."""
-    sources = [(identity.path.name, identity.bytes, identity.mtime_ns) for identity in conversion.sources]
+    digests = {identity.path: identity.digest for identity in conversion.seen.files}
+    sources = [
+        (one.path.name, one.bytes, one.mtime_ns, one.inode, digests.get(one.path) or one.ctime_ns)
+        for one in conversion.sources
+    ]
     parts = [(part.file, part.spans[0].offset, part.bytes) for part in conversion.parts]
     return digest_of(repr((__version__, spec.model_dump(), sources, conversion.digest, parts)).encode())
 
@@ -234,7 +239,7 @@ def _fill(
     files |= link_files(staged.path, conversion.linked, copy_options(conversion, context), _ignored)
     touched = {**conversion.touched, **late_norms()}
     verified = _verified(conversion, spec, staged.path, context)
-    conversion.refuse_changed()
+    _refuse_set_back(conversion, conversion.refuse_changed(), done, context)
     result = CheckpointResult(
         kind=conversion.kind,
         target=str(conversion.target),
@@ -266,6 +271,17 @@ def _verified(conversion: Conversion, spec: ConversionSpec, staged: Path, contex
             return verify_loads(conversion, spec, staged, context)
         case _:
             return None
+
+
+def _refuse_set_back(conversion: Conversion, touched: Sequence[Path], done: Written, context: JobContext) -> None:
+    """BadInputError where a source holds other bytes than were written, without a trace in its size and time.
+
+    Links and rights that changed look the same from outside; so it is read again.
+    """
+    shared = {linked.path for linked in conversion.linked.values()}
+    for path in [path for path in touched if path not in shared][:1]:
+        if read_again(conversion.parts, copy_options(conversion, context), _ignored) != done.files:
+            raise set_back(path)
 
 
 def _ignored(done: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..checkpoints.extents import Item, Span, TargetFile
 from ..checkpoints.hf_folder import CONFIG
-from ..checkpoints.identity import FileIdentity, identities, refuse_changed
+from ..checkpoints.identity import FileIdentity, identities, set_back
 from ..checkpoints.safetensors_folder import whole_tensors
 from ..checkpoints.watched import Seen, Watch
 from ..engine.convert import items_of, read_segments, refuse_unequal
@@ -112,15 +112,15 @@ class TwoCheckpoints:
         sides = (self.one, self.other)
         targets = tuple(_as_file(str(number), side, names) for number, side in enumerate(sides))
         read = read_all(targets, (self.one.place, self.other.place), context, self.bytes)
-        self.refuse_changed()
+        for path in self.refuse_changed()[:1]:  # Links and rights that changed look like a time that was set back.
+            if read_all(targets, (self.one.place, self.other.place), context, self.bytes) != read:
+                raise set_back(path)
         ours, theirs = (_by_label(read.get(file.path, ())) for file in targets)
         return tuple(name for name in names if ours.get(name) != theirs.get(name))
 
-    def refuse_changed(self) -> None:
-        """BadInputError where a file of either is not what it was."""
-        for side in (self.one, self.other):
-            refuse_changed(side.sources)
-        self.seen.refuse_changed()
+    def refuse_changed(self) -> tuple[Path, ...]:
+        """BadInputError where a file of either is not what it was; answers those that may have been written over."""
+        return self.seen.refuse_changed()
 
 
 def _hf_side(place: Path, *, mapped: bool) -> _Side:
