@@ -78,7 +78,8 @@ class Taken:
     cpu_seconds: float
     first: float = 0.0
     memory: int = 0
-    """Peak bytes of one process that are no file's: anonymous ones, and shared ones, as page-locked memory may be."""
+    """By how much a process grew beyond this one, of bytes that are no file's: anonymous ones, and shared ones, as
+    page-locked memory may be."""
 
 
 def copy_phase(files: tuple[TargetFile, ...], out: Path, options: CopyOptions) -> Taken:
@@ -131,6 +132,7 @@ class _Peak:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self._at_first = unfiled_bytes(os.getpid())
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch)
 
@@ -145,7 +147,7 @@ class _Peak:
     def _watch(self) -> None:
         while not self._over.wait(0.02):
             for child in psutil.Process().children():
-                self.bytes = max(self.bytes, unfiled_bytes(child.pid))
+                self.bytes = max(self.bytes, unfiled_bytes(child.pid) - self._at_first)
 
 
 def unfiled_bytes(pid: int) -> int:
@@ -178,7 +180,7 @@ def _line(size: int, runs: list[Taken]) -> str:
     return (
         f"{seconds:6.2f} s (least {least:.2f}) {size / seconds / 1e9:5.2f} GB/s;  CPU {cpu:5.2f} s"
         f" {size / max(cpu, 0.01) / 1e9:5.2f} GB/s"
-        + (f";  first bytes after {first:.1f} s;  peak {memory >> 20} MiB a process" if memory else "")
+        + (f";  first bytes after {first:.1f} s;  a process grows by {memory >> 20} MiB" if memory else "")
     )
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Run, Span
 from worker.checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
-from worker.engine.arithmetic import compute, fp8_values
+from worker.engine.arithmetic import compute
+from worker.engine.block_fp8 import fp8_values
 from worker.engine.computed import merged, pieces
 from worker.engine.gpu_arithmetic import Device
 from worker.engine.parts import split
@@ -155,6 +156,40 @@ def test_mxfp4_is_what_transformers_makes_of_it() -> None:
         assert read_extent(turned) == as_bytes(expected[expert])
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_mxfp4_products_are_exact_up_to_the_largest_finite(dtype: str) -> None:
+    codes, exponents = np.full(16, 0x22, np.uint8), np.array([254], np.uint8)
+    operands = (Operand(literal(codes), 16), Operand(literal(exponents), 1))
+
+    made = Computed(Mxfp4(dtype), operands, 0, 1, 32 * TORCH[dtype].itemsize)
+
+    assert read_extent(made) == as_bytes(torch.full((32,), 2.0**127, dtype=TORCH[dtype]))
+
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("exponents", [range(253), [0, 1, 24], [141, 127]], ids=str)
+def test_every_mxfp4_byte_under_every_exponent_is_exact(exponents: list[int], dtype: str) -> None:
+    groups = torch.arange(256, dtype=torch.uint8).reshape(16, 16).repeat(len(exponents), 1)
+    powers = torch.tensor(exponents).repeat_interleave(16)
+    values = E2M1[torch.stack((groups & 15, groups >> 4), dim=-1).long()].reshape(-1, 32)
+    expected = (values.double() * 2.0 ** (powers.double() - 127)[:, None]).float().to(TORCH[dtype])
+    operands = (
+        Operand(literal(groups.numpy()), 16),
+        Operand(literal(powers.to(torch.uint8).numpy()), 1),
+    )
+
+    made = Computed(Mxfp4(dtype), operands, 0, len(groups), 32 * expected.element_size())
+
+    if expected.isinf().any():
+        with pytest.raises(BadInputError, match="infinite there"):
+            read_extent(made)
+    else:
+        assert read_extent(made) == as_bytes(expected)
+
+
 def int4_weight(rows: int, columns: int, dtype: str) -> tuple[Computed, torch.Tensor]:
     codes = torch.from_numpy(CHANCE.integers(-8, 8, (rows, columns), dtype=np.int32))
     padded = torch.nn.functional.pad(codes + 8, (0, -columns % 8)).reshape(rows, -1, 8).long()
@@ -171,7 +206,7 @@ def int4_weight(rows: int, columns: int, dtype: str) -> tuple[Computed, torch.Te
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-@pytest.mark.parametrize("shape", [(4, 64), (3, 40), (7, 13)])
+@pytest.mark.parametrize("shape", [(4, 64), (3, 40), (7, 13), (300, 2048)])
 def test_packed_int4_becomes_its_products(shape: tuple[int, int], dtype: str) -> None:
     made, expected = int4_weight(*shape, dtype)
 
@@ -237,6 +272,25 @@ def test_quantizing_is_torchs_rounding_of_the_scaled_block(shape: tuple[int, int
     assert read_extent(codes) == as_bytes((values.float() / spread).to(torch.float8_e4m3fn))
 
 
+@pytest.mark.parametrize("largest", [448.0, 1.0, 3e38, 2.0**-126, 1e-40, 5e-43, 1e-45])
+def test_every_magnitude_is_quantized_to_the_nearest_code(largest: float) -> None:
+    """Halfway between two codes, just beside, below the least code, and under scales that fp32 rounds by much."""
+    codes = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    halfway = (codes[1:] + codes[:-1]) / 2
+    tiny = torch.tensor([2.0**-10, 2.0**-11, 1e-9, 0.0])
+    ones = torch.cat([codes, halfway, halfway * (1 + 2.0**-23), halfway * (1 - 2.0**-24), tiny])
+    values = torch.cat([ones, -ones]) * torch.tensor(largest / 448)
+    values = torch.nn.functional.pad(values, (0, -len(values) % 128)).reshape(-1, 128)
+    values[:, 0] = largest
+    made, scales = to_fp8(values.repeat_interleave(128, 0), "F32")
+    expected = values.abs().amax(dim=1) / torch.full((len(values),), 448.0)
+    expected[expected == 0] = 1
+    quotients = (values / expected[:, None]).clamp(-448, 448)
+
+    assert read_extent(scales) == as_bytes(expected)
+    assert read_extent(made) == as_bytes(quotients.repeat_interleave(128, 0).to(torch.float8_e4m3fn))
+
+
 def test_no_more_is_read_at_once_than_is_made(tmp_path: Path) -> None:
     file = tmp_path / "weight"
     file.write_bytes(bytes(4096 * 256 * 2))
@@ -275,6 +329,7 @@ def examples() -> Iterator[Computed]:
     yield fp8_weight(257, 200, "F32", "BF16")[0]
     yield int4_weight(70, 40, "BF16")[0]
     yield from to_fp8(torch.from_numpy(CHANCE.standard_normal((400, 96), dtype=np.float32)), "F32")
+    yield from to_fp8(torch.from_numpy(CHANCE.standard_normal((300, 8320), dtype=np.float32)).bfloat16(), "BF16")
     numbers = literal(CHANCE.standard_normal((90, 3), dtype=np.float32))
     yield Computed(Cast("F32", "BF16"), (Operand(numbers, 12),), 0, 90, 6)
 

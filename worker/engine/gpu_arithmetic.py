@@ -21,7 +21,8 @@ from ..checkpoints.operations import (
     RowNorms,
     ToBlockFp8,
 )
-from .arithmetic import FP8_MAX, Bytes, compute, not_finite, too_large
+from .arithmetic import Bytes, compute, not_finite, too_large
+from .block_fp8 import FP8_MAX
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic
