@@ -12,10 +12,16 @@ from worker.jobs.spec import JobSpec
 from worker.jobs.state import Progress
 
 
-def do(spec: JobSpec, socket: Path, report: Callable[[Progress], None] = lambda _: None) -> Answer | Prepared:
+def do(
+    spec: JobSpec,
+    socket: Path,
+    report: Callable[[Progress], None] = lambda _: None,
+    *,
+    allow_pickle: bool = False,
+) -> Answer | Prepared:
     """With two copy processes; configs are built by the warm process at `socket`."""
     context = JobContext(
-        locations=LocalPaths(),
+        locations=LocalPaths(allow_pickle),
         job_id="job",
         staging_suffix="test",
         report=report,

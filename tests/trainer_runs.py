@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from worker.checkpoints.iterations import tracker_text
 from worker.handlers.config import model_of
 from worker.jobs.setup_spec import DdpSettings, Parallelism
 from worker.jobs.spec_fields import DType
@@ -25,6 +26,7 @@ def run_of(config: dict[str, Any], target: Path = Path("/run"), **fields: Any) -
         "target": target,
         "base": target,
         "iteration": None,
+        "tracked": tracker_text(fields.get("iteration")),
         "hf": target / "hf",
         "hf_weights": None,
         "peft": None,

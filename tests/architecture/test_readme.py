@@ -1,4 +1,4 @@
-"""The README's commands are real: each starts one of ours, and the cheap ones run."""
+"""The README's and the guide's commands are real: each starts one of ours, and the cheap ones run."""
 
 import json
 import os
@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-README = (PROJECT / "README.md").read_text()
+PAGES = (PROJECT / "README.md", *sorted((PROJECT / "ops" / "guide").glob("*.md")))
+TEXT = "\n".join(page.read_text() for page in PAGES)
 
 
-def commands() -> Iterator[list[str]]:
+def commands(text: str = TEXT) -> Iterator[list[str]]:
     """Every command of the fenced `sh` blocks, continued lines joined."""
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             yield shlex.split(line)
 
@@ -40,33 +41,37 @@ def test_every_command_is_one_of_ours(command: list[str], tmp_path: Path) -> Non
             assert ferry(name, "--help", cwd=tmp_path).returncode == 0
         case ["curl", *rest]:
             spec = json.loads(rest[rest.index("-d") + 1])["spec"]
-            assert spec["kind"] in ("config", "import", "export", "merge", "adapter")
+            assert spec["kind"] in ("config", "import", "export", "merge", "adapter", "setup", "verify")
         case [path]:
             assert os.access(PROJECT / path, os.X_OK)
         case _:
             pytest.fail(f"not one of ours: {command}")
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "--local" in c or c[1:] == ["families"]], ids=" ".join)
-def test_what_needs_no_service_runs(
-    command: list[str], tmp_path: Path, write_tiny_llama: Callable[[Path], None]
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_needs_no_service_runs_in_the_order_of_its_page(
+    page: Path, tmp_path: Path, write_tiny_llama: Callable[[Path], None]
 ) -> None:
     write_tiny_llama(tmp_path / "SmolLM2-135M-Instruct")
 
-    done = ferry(*command[1:], cwd=tmp_path)
-
-    assert done.returncode == 0, done.stderr
+    for command in commands(page.read_text()):
+        if "--local" in command or command[1:] == ["families"]:
+            done = ferry(*command[1:], cwd=tmp_path)
+            assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
 def test_every_setting_it_names_is_read() -> None:
-    named = set(re.findall(r"FERRY_[A-Z_]+", README))
+    named = set(re.findall(r"FERRY_[A-Z_]+", TEXT))
     readers = ("worker/settings.py", "worker/stores/servers.py", "api/settings.py")
     settings = "".join((PROJECT / reader).read_text() for reader in readers)
 
     assert named == set(re.findall(r"FERRY_[A-Z_]+", settings)) & named
 
 
-def test_every_file_it_names_exists() -> None:
-    paths = re.findall(r"\]\(([^)h][^)]*)\)", README) + re.findall(r"`((?:ops|worker|tests)/[\w./]+)`", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_it_names_exists(page: Path) -> None:
+    links = [page.parent / path for path in re.findall(r"\]\(([^)h][^)]*)\)", page.read_text())]
+    names = [PROJECT / path for path in re.findall(r"`((?:ops|worker|tests)/[\w./]+)`", page.read_text())]
 
-    assert [path for path in paths if not (PROJECT / path).exists()] == []
+    assert [path for path in links + names if not path.exists()] == []

@@ -1,4 +1,4 @@
-"""An fp8 checkpoint imported: gigabytes of output a second, on one core, on several, and on a GPU where there is one.
+"""Arithmetic timed: gigabytes of output a second of dequantization, casts and quantization, beside `cp` of that output.
 
 `python -m tests.benchmarks.dequantize [--folder DIR] [--gpu]` from the repository's root. Prints; asserts nothing.
 """
@@ -6,36 +6,39 @@
 import argparse
 import json
 import os
+import resource
 import shutil
 import struct
 import tempfile
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 
-from tests.quantized_folders import FP8
-from worker.checkpoints.operations import BlockFp8, ToBlockFp8
-from worker.engine.arithmetic import compute
-from worker.engine.computed import GPU_PIECE_BYTES, PIECE_BYTES
+from worker.checkpoints.extents import TargetFile
 from worker.engine.part_queue import ListedParts
-from worker.engine.parts import spread
+from worker.engine.parts import cut_parts, part_bytes_for, spread
 from worker.engine.processes import Copy, CopyOptions, do_parts
+from worker.engine.reading import SourceFiles
 from worker.handlers import import_checkpoint
-from worker.handlers.conversion import Conversion
 from worker.jobs.locations import LocalPaths
 from worker.jobs.spec import ImportSpec
 
-from .measured import measure
+from .computed_tensors import computed_tensors, realistic_codes
 from .random_checkpoint import Size
+
+_FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
 def write_fp8(folder: Path, size: Size) -> None:
     """A Llama whose linear layers are random e4m3 codes, with DeepSeek-V3's scales."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(size.config | {"quantization_config": FP8}))
+    (folder / "config.json").write_text(json.dumps(size.config | {"quantization_config": _FP8}))
     chance = np.random.default_rng(0)
     pattern = realistic_codes(2**24).tobytes()
     header: dict[str, Any] = {}
@@ -67,75 +70,168 @@ def write_fp8(folder: Path, size: Size) -> None:
                 file.write(data)
 
 
-def realistic_codes(count: int) -> np.ndarray:
-    """e4m3 codes of normally distributed weights whose largest is 448, as quantizing makes them."""
-    values = np.random.default_rng(0).standard_normal(count, dtype=np.float32)
-    codes = compute(ToBlockFp8(4096, 128, 128, "F32"), (values.view(np.uint8),), 0, count // 4096)
-    return np.asarray(codes).reshape(-1)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What one run took: seconds until all was synced, until the first bytes were made (a GPU is set up before)."""
+
+    seconds: float
+    cpu_seconds: float
+    first: float = 0.0
+    memory: int = 0
+    """Peak bytes of one process that are no file's: anonymous ones, and shared ones, as page-locked memory may be."""
 
 
-def arithmetic_alone(rows: int = 2048, columns: int = 8192) -> float:
-    """Gigabytes of bf16 a second on one core, from memory to memory."""
-    codes = realistic_codes(rows * columns)
-    scales = np.full((rows // 128) * (columns // 128), 1e-3, np.float32).view(np.uint8)
-    operation = BlockFp8(columns, 128, 128, "F32", "BF16")
-    step = max(1, PIECE_BYTES // (2 * columns))
-    rates: list[float] = []
-    for _ in range(5):
-        started = time.perf_counter()
-        for first in range(0, rows, step):
-            group = first // 128 * (columns // 128) * 4
-            upto = -(-(first + step) // 128) * (columns // 128) * 4
-            compute(operation, (codes[first * columns : (first + step) * columns], scales[group:upto]), first, step)
-        rates.append(rows * columns * 2 / (time.perf_counter() - started) / 1e9)
-    return median(rates)
-
-
-def copy_seconds(conversion: Conversion, out: Path, options: CopyOptions) -> float:
-    """The copy phase, synced."""
+def copy_phase(files: tuple[TargetFile, ...], out: Path, options: CopyOptions) -> Taken:
+    """The copy phase of a job."""
     shutil.rmtree(out, ignore_errors=True)
-    for file in conversion.files:
+    for file in files:
         path = out / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as made:
             made.truncate(file.size)
     os.sync()
-    started = time.monotonic()
-    queue = ListedParts(spread(conversion.parts, range(len(conversion.parts))))
-    do_parts(conversion.parts, queue, Copy(out), options, lambda _: None)
-    return time.monotonic() - started
+    parts = cut_parts(files, part_bytes_for(sum(file.size for file in files)))
+    queue = ListedParts(spread(parts, range(len(parts))))
+    heard: list[float] = []
+    started, cpu = time.monotonic(), _cpu_of_children()
+
+    def report(done: int) -> None:
+        if done and not heard:
+            heard.append(time.monotonic() - started)
+
+    with _Peak() as peak:
+        do_parts(parts, queue, Copy(out), options, report)
+    seconds = time.monotonic() - started
+    return Taken(seconds=seconds, cpu_seconds=_cpu_of_children() - cpu, first=heard[0], memory=peak.bytes)
+
+
+def plain_copy(source: Path, target: Path) -> Taken:
+    """`cp -r`, synced."""
+    os.sync()
+    started, cpu = time.monotonic(), _cpu_of_children()
+    # A child of this process: its CPU time is counted as that of the copy processes is.
+    if os.spawnlp(os.P_WAIT, "cp", "cp", "-r", str(source), str(target)):
+        raise RuntimeError(f"cp -r {source} {target} failed")
+    for path in filter(Path.is_file, target.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    taken = Taken(seconds=time.monotonic() - started, cpu_seconds=_cpu_of_children() - cpu)
+    shutil.rmtree(target)
+    return taken
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+class _Peak:
+    """Looks at this process's children many times a second."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "_Peak":
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            for child in psutil.Process().children():
+                self.bytes = max(self.bytes, unfiled_bytes(child.pid))
+
+
+def unfiled_bytes(pid: int) -> int:
+    """What a process holds beyond files, which the kernel can drop."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+def compare(name: str, files: tuple[TargetFile, ...], folder: Path, legs: dict[str, CopyOptions], rounds: int) -> None:
+    """Each leg and `cp` of what it wrote, in turn; a line for each."""
+    size = sum(file.size for file in files)
+    taken: dict[str, list[Taken]] = {leg: [] for leg in (*legs, "cp of the output")}
+    for _ in range(rounds):
+        for leg, options in legs.items():
+            taken[leg].append(copy_phase(files, folder / "out", options))
+        taken["cp of the output"].append(plain_copy(folder / "out", folder / "copied"))
+    shutil.rmtree(folder / "out")
+    print(f"{name}, {size / 1e9:.2f} GB of output", flush=True)
+    for leg, runs in taken.items():
+        print(f"  {leg:20} {_line(size, runs)}", flush=True)
+
+
+def _line(size: int, runs: list[Taken]) -> str:
+    seconds, least = median(run.seconds for run in runs), min(run.seconds for run in runs)
+    cpu = min(run.cpu_seconds for run in runs)
+    first, memory = median(run.first for run in runs), max(run.memory for run in runs)
+    return (
+        f"{seconds:6.2f} s (least {least:.2f}) {size / seconds / 1e9:5.2f} GB/s;  CPU {cpu:5.2f} s"
+        f" {size / max(cpu, 0.01) / 1e9:5.2f} GB/s"
+        + (f";  first bytes after {first:.1f} s;  peak {memory >> 20} MiB a process" if memory else "")
+    )
+
+
+def on_gpu(name: str, file: TargetFile, rounds: int) -> None:
+    """Read, computed on the GPU and back in this process's memory; nothing is written."""
+    from worker.engine.computed import GPU_PIECE_BYTES
+    from worker.engine.gpu_arithmetic import on_gpu
+
+    seconds: list[float] = []
+    for _ in range(rounds + 1):
+        started = time.monotonic()
+        sources = SourceFiles(on_gpu, GPU_PIECE_BYTES)
+        for span in file.spans:
+            for extent in span.extents:
+                for _ in sources.computed(extent):  # pyright: ignore[reportArgumentType]  # computed ones alone
+                    pass
+        sources.close()
+        seconds.append(time.monotonic() - started)
+    least = min(seconds[1:])
+    print(
+        f"  {name:26} {file.size / least / 1e9:6.2f} GB/s of output;"
+        f"  this process {unfiled_bytes(os.getpid()) >> 20} MiB",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Make the checkpoint, run each leg three times, print medians."""
+    """Make the sources; run every leg some times, in turn with `cp`; print medians."""
     parser = argparse.ArgumentParser(prog="dequantize", description=__doc__)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=16, help="of the Llama that is imported")
+    parser.add_argument("--tensor-bytes", type=int, default=2**29, help="of each single tensor's output")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    print(f"arithmetic alone, one core: {arithmetic_alone():.2f} GB/s of bf16 in pieces of {PIECE_BYTES >> 20} MiB")
-    with tempfile.TemporaryDirectory(prefix="ferry-dequantize-") as temporary:
-        folder = (options.folder or Path(temporary)).absolute()
-        if not (folder / "hf").exists():
-            write_fp8(folder / "hf", Size(layers=options.layers, vocabulary=1024))
+    with tempfile.TemporaryDirectory(prefix="ferry-dequantize-", dir=options.folder) as temporary:
+        folder = Path(temporary).absolute()
+        write_fp8(folder / "hf", Size(layers=options.layers, vocabulary=1024))
         spec = ImportSpec(source=str(folder / "hf"), target=str(folder / "none"))
-        conversion = import_checkpoint.prepare(spec, LocalPaths())
-        print(f"output {conversion.bytes / 1e9:.2f} GB; GPU pieces of {GPU_PIECE_BYTES >> 20} MiB")
         legs = {f"{count} processes": CopyOptions(processes=count) for count in options.processes}
         if options.gpu:
             legs |= {f"GPU, {count} processes": CopyOptions(processes=count, gpu=True) for count in options.processes}
-        for name, leg in legs.items():
-            seconds = [copy_seconds(conversion, folder / "out", leg) for _ in range(options.rounds)]
-            shutil.rmtree(folder / "out")
-            rate = conversion.bytes / median(seconds) / 1e9
-            print(
-                f"{name:20} {median(seconds):6.2f} s  {rate:5.2f} GB/s of output (min {min(seconds):.2f} s)", flush=True
-            )
-        taken = measure(["cp", "-r", str(folder / "hf"), str(folder / "out")])
-        print(f"cp of the source     {taken.seconds:6.2f} s")
-        shutil.rmtree(folder / "out")
+        compare("fp8 import", import_checkpoint.prepare(spec, LocalPaths()).files, folder, legs, options.rounds)
+        shutil.rmtree(folder / "hf")
+        one = {"1 process": CopyOptions()}
+        for tensor in computed_tensors():
+            file = tensor.write(folder, options.tensor_bytes)
+            compare(tensor.name, (file,), folder, one, options.rounds)
+        if options.gpu:
+            print("read, and computed on the GPU")
+            for tensor in computed_tensors():
+                on_gpu(tensor.name, tensor.write(folder, options.tensor_bytes), options.rounds)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from worker.handlers import merge
 from worker.jobs.locations import LocalPaths
 from worker.jobs.spec import AdapterUse, MergeSpec
 
-from .dequantize import copy_seconds
+from .dequantize import copy_phase
 from .merge import make_adapter, make_base
 from .random_checkpoint import Size
 
@@ -47,7 +47,9 @@ def _run(folder: Path, options: argparse.Namespace) -> None:
         for count in options.processes:
             for name, gpu in (("GPU", True), ("CPU", False)):
                 leg = CopyOptions(processes=count, gpu=gpu)
-                taken.setdefault(f"{name}, {count}", []).append(copy_seconds(conversion, folder / "out", leg))
+                taken.setdefault(f"{name}, {count}", []).append(
+                    copy_phase(conversion.files, folder / "out", leg).seconds
+                )
                 shutil.rmtree(folder / "out")
     base = median(taken["cp"])
     for name, seconds in taken.items():

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .faults import FAULTS
+from .mutants import MUTANTS
 from .run import Plan, Run
 
 
@@ -17,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--without", action="append", default=[], choices=FAULTS, metavar="FAULT")
+    parser.add_argument("--mutant", choices=MUTANTS, help="run code with this fault in it: violations must be found")
     run = Run.prepared(Plan(**vars(parser.parse_args(argv))))
     report = run.go()
     print(report.text())

@@ -1,22 +1,23 @@
 """What will be asked of the service, and what must become of it: drawn from a seed before anything starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
 from .kinds import BAD, KINDS, Bad, Kind, spec_of
 
-Treatment = Literal["plain", "twice", "rival", "cancelled", "retried", "dependent", "bad"]
+Treatment = Literal["plain", "twice", "rival", "cancelled", "retried", "dependent", "replacing", "replaced", "bad"]
 # Each is an entry here, a function in submitting.py and, where it ends otherwise, a case in `Ask.may_end`.
 
-_SHARES: dict[Treatment, int] = {
+_SHARES: Mapping[Treatment, int] = {
     "plain": 60,
     "twice": 7,
     "rival": 7,
     "cancelled": 8,
     "retried": 6,
     "dependent": 6,
+    "replacing": 6,  # makes a job of its own to be `replaced`
     "bad": 6,
 }
 
@@ -37,7 +38,8 @@ class Ask:
 
     @property
     def spec(self) -> dict[str, Any]:
-        return spec_of(self.kind, self.target)
+        spec = spec_of(self.kind, self.target)
+        return spec | {"on_exists": "replace"} if self.treatment == "replacing" else spec
 
     @property
     def may_end(self) -> frozenset[str]:
@@ -47,7 +49,7 @@ class Ask:
                 return frozenset({"failed"})
             case "cancelled":
                 return frozenset({"cancelled", "succeeded"})
-            case "plain" | "twice" | "rival" | "retried" | "dependent":
+            case "plain" | "twice" | "rival" | "retried" | "dependent" | "replacing" | "replaced":
                 return frozenset({"succeeded"})
 
     @property
@@ -72,7 +74,7 @@ def draw(count: int, chance: Random) -> list[Ask]:
 
 def _drawn(treatment: Treatment, chance: Random) -> tuple[Kind, Treatment]:
     kinds: Sequence[Kind] = BAD if treatment == "bad" else KINDS
-    if treatment == "rival":  # a race for a target
+    if treatment in ("rival", "replacing"):  # two jobs for a target
         kinds = [kind for kind in kinds if kind.writes]
     return _one_of(kinds, [kind.share for kind in kinds], chance), treatment
 

@@ -85,6 +85,7 @@ def _wrong_attempts(evidence: Evidence, job_id: str, ask: Ask, record: Record) -
     if outcomes["Done"] > 1:
         yield f"settled as done {outcomes['Done']} times"
     counts = evidence.counts[job_id]
+    yield from _stale_settlers(evidence, job_id)
     gone = counts.losses + counts.failures + outcomes["Returned"] + outcomes["Postponed"]
     retried = ask.code in evidence.ledger.errors[job_id]
     if ask.treatment == "bad" and (retried or record["attempts"] > 1 + gone):
@@ -95,6 +96,25 @@ def _wrong_attempts(evidence: Evidence, job_id: str, ask: Ask, record: Record) -
             yield f"ended more than once, or not at all; {_history(evidence, job_id)}"
         if names["claimed"] != record["attempts"]:
             yield f"{record['attempts']} attempts, {names['claimed']} claims; {_history(evidence, job_id)}"
+
+
+_ENDINGS: Mapping[str, frozenset[str]] = {
+    "Done": frozenset({"succeeded"}),
+    "Stopped": frozenset({"cancelled"}),
+    "Broken": frozenset({"broken", "failed", "cancelled"}),
+    "Lost": frozenset({"lost", "failed", "cancelled"}),
+    "Returned": frozenset({"returned", "cancelled"}),
+    "Postponed": frozenset({"waits", "cancelled"}),
+}
+"""What a history says of an attempt that settled so."""
+
+
+def _stale_settlers(evidence: Evidence, job_id: str) -> Iterator[str]:
+    """An attempt that lost its job must not be able to end it: not even as its successor would."""
+    told = {(event["attempt"], event["event"]) for event in evidence.counts[job_id].events or ()}
+    for attempt, outcome in sorted(evidence.logs.settled.get(job_id, ())):
+        if told and not any((attempt, event) in told for event in _ENDINGS[outcome]):
+            yield f"attempt {attempt} settled it ({outcome}) when it was another's; {_history(evidence, job_id)}"
 
 
 def _wrong_order(evidence: Evidence, job_id: str) -> Iterator[str]:
@@ -113,13 +133,16 @@ def _wrong_output(evidence: Evidence, ask: Ask, record: Record) -> Iterator[str]
         if inode(folder) or happened:
             yield f"left something at its target: {happened}"
         return
-    if happened != ["appeared"]:
+    if ask.treatment == "replaced":
+        return  # The one in its place is looked at.
+    expected = Counter({"appeared": 2, "moved away": 1}) if ask.treatment == "replacing" else Counter({"appeared": 1})
+    if Counter(happened) != expected:
         yield f"its target was not published once: {happened}"
     if not inode(folder):
         yield "has no output"
         return
-    if inode(folder) != evidence.watch.inodes.get(ask.target):
-        yield "its target was put in another's place"
+    if (inode(folder) == evidence.watch.inodes.get(ask.target)) == (ask.treatment == "replacing"):
+        yield "the first that stood at its target is not where it should be"
     yield from wrong_with(folder, evidence.root / reference(ask.kind))
     yield from _wrong_result(evidence, folder, ask, record)
 

@@ -42,6 +42,57 @@ KINDS: tuple[Kind, ...] = (
         share=4,
         spec={"kind": "export", "source": "data:reference-import-large", "max_shard_bytes": 2_000_000},
     ),
+    Kind(
+        name="adapter-import",
+        share=2,
+        spec={"kind": "adapter", "action": "import", "source": "data:adapter", "base": "data:small"},
+    ),
+    Kind(
+        name="adapter-export",
+        share=2,
+        spec={"kind": "adapter", "action": "export", "source": "data:reference-adapter-import"},
+    ),
+    Kind(
+        name="merge",
+        share=4,
+        spec={"kind": "merge", "source": "data:small", "adapters": [{"path": "data:adapter"}], "part_bytes": 2**20},
+    ),
+    Kind(
+        name="merge-megatron",
+        share=3,
+        spec={
+            "kind": "merge",
+            "source": "data:reference-import-small",
+            "adapters": [{"path": "data:reference-adapter-import"}],
+            "to": "megatron",
+        },
+    ),
+    Kind(
+        name="adapter-extract",
+        share=2,
+        spec={
+            "kind": "adapter",
+            "action": "extract",
+            "source": "data:small",
+            "tuned": "data:reference-merge",
+            "rank": 4,
+        },
+    ),
+    Kind(
+        name="setup-linked",
+        share=3,
+        spec={
+            "kind": "setup",
+            "source": "data:reference-import-small",
+            "profile": "megatron-bridge",
+            "peft": {"dim": 4, "init_adapter": True},
+        },
+    ),
+    Kind(
+        name="setup-imported",
+        share=3,
+        spec={"kind": "setup", "source": "data:small", "profile": "verl", "dtype": "bf16"},
+    ),
     Kind(name="verify", share=2, spec={"kind": "verify", "source": "data:reference-import-large"}, writes=False),
     Kind(
         name="verify-formats",

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from api.client import Client
 
+from . import mutants
 from .asks import Ask, draw
 from .checks import Evidence, partial_folders, violations
 from .disk import Disk, leave_mounts_of_others
@@ -54,6 +55,8 @@ class Plan:
     workers: int
     without: list[str]
     """Faults that are left out."""
+    mutant: str | None = None
+    """A fault in the code, which the run must find."""
 
 
 @dataclass(slots=True)
@@ -76,7 +79,8 @@ class Run:
     def prepared(cls, plan: Plan) -> "Run":
         private = leave_mounts_of_others()
         folder = Path(tempfile.mkdtemp(prefix="ferry-chaos-"))
-        stack = Stack(folder=folder, workers=plan.workers)
+        mutant = mutants.make(plan.mutant, folder / "mutant") if plan.mutant else None
+        stack = Stack(folder=folder, workers=plan.workers, mutant=mutant)
         stack.root.mkdir()
         disk = Disk(stack.root, (plan.jobs + 2 * plan.workers) * _BYTES_A_JOB + 2**28) if private else None
         if disk is not None:

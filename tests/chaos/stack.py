@@ -50,6 +50,8 @@ class Stack:
 
     folder: Path
     workers: int
+    mutant: Path | None = None
+    """Where the code lies that is run, when it is not the project's own."""
     url: str = ""
     _process: "subprocess.Popen[bytes] | None" = None
 
@@ -68,7 +70,7 @@ class Stack:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 tied(command),
-                cwd=PROJECT,
+                cwd=self.mutant or PROJECT,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -126,7 +128,8 @@ class Stack:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FERRY_")}
         # Copies of 1 to 5 MB take 1 to 5 s: long enough to be hit in the middle. The workers share the root's limit.
         rate = {"FERRY_IO_BYTES_PER_SECOND": str(self.workers * 1_000_000)}
-        return inherited | SETTINGS | rate | {_MARK: str(self.folder)}
+        code = {"PYTHONPATH": str(self.mutant)} if self.mutant else {}
+        return inherited | SETTINGS | rate | code | {_MARK: str(self.folder)}
 
 
 def beneath(worker: psutil.Process) -> dict[Role, list[psutil.Process]]:

@@ -162,8 +162,17 @@ def _dependent(clients: Clients, ask: Ask) -> None:
     clients.ledger.after[job.id] = first
 
 
+def _replacing(clients: Clients, ask: Ask) -> None:
+    """What a job published makes way for what a second one publishes."""
+    first = clients.submit(replace(ask, treatment="replaced"), key=f"replaced-{ask.number}")
+    until(lambda: clients.ledger.ended(first.id), seconds=_PATIENCE_SECONDS)
+    clients.submit(ask)
+
+
 _TREATMENTS: Mapping[Treatment, Callable[[Clients, Ask], None]] = {
     "plain": _plain,
+    "replaced": _plain,
+    "replacing": _replacing,
     "bad": _plain,
     "twice": _twice,
     "rival": _rival,

@@ -62,7 +62,6 @@ COMMON = {
     "README.md",
     "manifest.json",
     "model_config.json",
-    "run_config.yaml",
     "ddp_config.json",
     "hf/config.json",
     "hf/tokenizer.json",
@@ -90,7 +89,7 @@ def test_a_setup_from_hf_holds_base_configs_and_tokenizer(
 def test_run_config_alone_says_enough_for_an_export(llama: Path, warm_model_configs: Path, tmp_path: Path) -> None:
     target, back = tmp_path / "run", tmp_path / "back"
     set_up(warm_model_configs, llama, target, profile="megatron-bridge")
-    written = yaml.safe_load((target / "run_config.yaml").read_text())
+    written = yaml.safe_load((target / "release/run_config.yaml").read_text())
     bare = tmp_path / "bare"
     shutil.copytree(target / "release", bare / "release")
     (bare / "latest_checkpointed_iteration.txt").write_text("release")
@@ -155,6 +154,49 @@ def test_a_megatron_base_may_stay_where_it_is(imported: Path, warm_model_configs
 
     assert not list(target.glob("**/*.distcp"))
     assert f"--pretrained-checkpoint {imported}\n" in (target / "arguments.txt").read_text()
+    assert "--ckpt-step" not in (target / "start.sh").read_text()
+
+
+def test_a_run_config_lies_beside_the_weights_alone(
+    llama: Path, imported: Path, warm_model_configs: Path, tmp_path: Path
+) -> None:
+    """Megatron-Bridge takes any folder with one for an iteration's, and looks for the weights in it."""
+    here, elsewhere, peft = tmp_path / "here", tmp_path / "elsewhere", PeftSettings(dim=4, init_adapter=True)
+
+    set_up(warm_model_configs, llama, here, profile="megatron-bridge", peft=peft)
+    set_up(warm_model_configs, imported, elsewhere, base="reference")
+
+    assert {str(path.relative_to(here)) for path in here.rglob("run_config.yaml")} == {
+        "release/run_config.yaml",
+        "adapter/release/run_config.yaml",
+    }
+    assert [path.parent for path in elsewhere.rglob("run_config.yaml")] == [elsewhere]
+
+
+def test_the_iteration_that_was_asked_for_is_the_one_that_is_loaded(
+    imported: Path, warm_model_configs: Path, tmp_path: Path
+) -> None:
+    base, target = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(imported, base)
+    (base / "latest_checkpointed_iteration.txt").write_text("30")
+
+    set_up(warm_model_configs, base / "iter_0000007", target, base="reference")
+
+    assert "|| ARGUMENTS+=(--ckpt-step 7)" in (target / "start.sh").read_text()
+
+
+def test_an_iteration_beside_a_release_cannot_be_asked_for(imported: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(imported, base)
+    (base / "latest_checkpointed_iteration.txt").write_text("release")
+
+    with pytest.raises(BadInputError, match="iteration 7 of a base whose tracker file names another"):
+        planned(base / "iter_0000007", tmp_path / "run", base="reference")
+
+
+def test_bridge_needs_to_know_how_a_base_elsewhere_was_saved(imported: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="neither run_config"):
+        planned(imported, tmp_path / "run", base="reference", profile="megatron-bridge")
 
 
 def test_a_second_setup_keeps_the_base(llama: Path, warm_model_configs: Path, tmp_path: Path) -> None:

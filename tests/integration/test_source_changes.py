@@ -1,52 +1,33 @@
 """A source that changes under a job fails it by name, whichever file of it decides what is written."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.test_described import save_args, save_run_config
-from tests.jobs_here import do
-from tests.llama_folder import write_llama
-from tests.peft_here import write_adapter
-from worker.jobs.errors import BadInputError
-from worker.jobs.setup_spec import SetupSpec
-from worker.jobs.spec import (
-    AdapterExportSpec,
-    AdapterExtractSpec,
-    AdapterImportSpec,
-    AdapterUse,
-    ExportSpec,
-    ImportSpec,
-    JobSpec,
-    MergeSpec,
-    VerifySpec,
+from tests.changing_sources import (
+    TRACKER,
+    Asked,
+    adapter_exported,
+    adapter_exported_beside_hf,
+    adapter_extracted,
+    adapter_imported,
+    adapter_imported_beside_megatron,
+    append_to,
+    make,
 )
+from tests.changing_sources import refused as refused_after
+from tests.integration.test_described import save_run_config
+from tests.jobs_here import do
+from worker.jobs.setup_spec import SetupSpec
+from worker.jobs.spec import AdapterUse, ExportSpec, ImportSpec, JobSpec, MergeSpec, VerifySpec
 from worker.jobs.state import Progress
-
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, warm_model_configs: Path) -> Path:
-    """A folder with `hf` and its import `mcore`, an `adapter` and its import `mcore_adapter`."""
-    folder = tmp_path_factory.mktemp("made")
-    write_llama(folder / "hf", layers=2, hidden=64)
-    (folder / "hf" / "tokenizer.json").write_text("{}")
-    do(ImportSpec(source=str(folder / "hf"), target=str(folder / "mcore")), warm_model_configs)
-    spec = ExportSpec(source=str(folder / "mcore"), target=str(folder / "sharded"), max_shard_bytes=200_000)
-    do(spec, warm_model_configs)
-    write_adapter(folder / "hf", folder / "adapter", target_modules=["q_proj", "k_proj", "v_proj"])
-    _import_adapter(folder, warm_model_configs)
-    save_args(folder / "mcore")
-    return folder
-
-
-def _import_adapter(folder: Path, socket: Path) -> None:
-    source, target, base = (str(folder / name) for name in ("adapter", "mcore_adapter", "hf"))
-    do(AdapterImportSpec(source=source, target=target, base=base), socket)
+    return make(tmp_path_factory.mktemp("made"), warm_model_configs)
 
 
 @pytest.fixture
@@ -55,30 +36,9 @@ def here(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "here")
 
 
-def change_under(spec: JobSpec, changed: Path, socket: Path) -> BadInputError:
-    """Run the job, `changed` becoming another file at its first progress."""
-    changed_at: list[Progress] = []
-
-    def report(progress: Progress) -> None:
-        if not changed_at:
-            changed.write_bytes(changed.read_bytes() + b"\n")
-        changed_at.append(progress)
-
-    with pytest.raises(BadInputError) as caught:
-        do(spec, socket, report)
-    assert changed_at
-    return caught.value
-
-
-def refused(spec: Any, changed: Path, socket: Path) -> None:
-    folder = Path(spec.target).parent if not isinstance(spec, VerifySpec) else Path(spec.source).parent
-    beside = sorted(path.name for path in folder.iterdir())
-
-    error = change_under(spec, changed, socket)
-
-    assert error.info.code == "source_changed"
-    assert str(changed) in error.info.thing
-    assert sorted(path.name for path in folder.iterdir()) == beside
+def refused(spec: JobSpec, changed: Path, socket: Path) -> None:
+    """The file becomes another one."""
+    refused_after(spec, changed, socket, append_to(changed))
 
 
 @pytest.mark.parametrize(
@@ -177,51 +137,24 @@ def test_a_merge_is_of_one_base_and_one_adapter(
     refused(spec, here / changed, warm_model_configs)
 
 
-def imported(here: Path) -> JobSpec:
-    return AdapterImportSpec(source=str(here / "adapter"), target=str(here / "out"), base=str(here / "hf"))
-
-
-def imported_beside_megatron(here: Path) -> JobSpec:
-    return AdapterImportSpec(source=str(here / "adapter"), target=str(here / "out"), base=str(here / "mcore"))
-
-
-def exported(here: Path) -> JobSpec:
-    return AdapterExportSpec(source=str(here / "mcore_adapter"), target=str(here / "out"))
-
-
-def exported_beside_hf(here: Path) -> JobSpec:
-    return AdapterExportSpec(source=str(here / "mcore_adapter"), target=str(here / "out"), base=str(here / "hf"))
-
-
-def extracted(here: Path) -> JobSpec:
-    return AdapterExtractSpec(source=str(here / "mcore"), tuned=str(here / "tuned"), target=str(here / "out"), rank=2)
-
-
 @pytest.mark.parametrize(
     ("spec", "changed"),
     [
-        (imported, "adapter/adapter_config.json"),
-        (imported, "hf/config.json"),
-        (imported_beside_megatron, f"mcore/{TRACKER}"),
-        (imported_beside_megatron, "mcore/hf/config.json"),
-        (exported, f"mcore_adapter/{TRACKER}"),
-        (exported, "mcore_adapter/peft_config.json"),
-        (exported, "mcore_adapter/hf/config.json"),
-        (exported, "mcore_adapter/hf/adapter_config.json"),
-        (exported_beside_hf, "hf/config.json"),
-        (extracted, f"mcore/{TRACKER}"),
-        (extracted, "mcore/hf/config.json"),
-        (extracted, "tuned/config.json"),
+        (adapter_imported, "adapter/adapter_config.json"),
+        (adapter_imported, "hf/config.json"),
+        (adapter_imported_beside_megatron, f"mcore/{TRACKER}"),
+        (adapter_imported_beside_megatron, "mcore/hf/config.json"),
+        (adapter_exported, f"mcore_adapter/{TRACKER}"),
+        (adapter_exported, "mcore_adapter/peft_config.json"),
+        (adapter_exported, "mcore_adapter/hf/config.json"),
+        (adapter_exported, "mcore_adapter/hf/adapter_config.json"),
+        (adapter_exported_beside_hf, "hf/config.json"),
+        (adapter_extracted, f"mcore/{TRACKER}"),
+        (adapter_extracted, "mcore/hf/config.json"),
+        (adapter_extracted, "tuned/config.json"),
     ],
 )
-def test_an_adapter_is_of_one_source(
-    here: Path, warm_model_configs: Path, spec: Callable[[Path], JobSpec], changed: str
-) -> None:
-    merge = MergeSpec(
-        source=str(here / "hf"), target=str(here / "tuned"), adapters=(AdapterUse(path=str(here / "adapter")),)
-    )
-    do(merge, warm_model_configs)
-
+def test_an_adapter_is_of_one_source(here: Path, warm_model_configs: Path, spec: Asked, changed: str) -> None:
     refused(spec(here), here / changed, warm_model_configs)
 
 

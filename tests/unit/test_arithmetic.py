@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Span
+from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Run, Span
 from worker.checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
 from worker.engine.arithmetic import compute, fp8_values
-from worker.engine.computed import merged
+from worker.engine.computed import merged, pieces
 from worker.engine.gpu_arithmetic import Device
 from worker.engine.parts import split
 from worker.engine.reading import SourceFiles, read_extent
@@ -63,15 +63,72 @@ def test_fp8_blocks_become_what_torch_makes_of_them(shape: tuple[int, int], dtyp
     assert read_extent(made) == as_bytes(expected)
 
 
-@pytest.mark.parametrize("scale", [1e-40, 1e-12, 130.0, 1e30])
-def test_fp8_scales_of_any_size_are_exact(scale: float) -> None:
-    codes = np.tile(np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])[:128], (2, 1))
-    operands = (Operand(literal(codes), 128), Operand(literal(np.array([scale], np.float32)), 4, 128))
+def every_fp8_code(scales: torch.Tensor, *, nans: bool) -> tuple[Computed, torch.Tensor]:
+    """A block of all codes for each scale, [2, 128 x scales]."""
+    codes = np.arange(256, dtype=np.uint8)
+    if not nans:
+        codes[(codes & 0x7F) == 0x7F] = 0
+    rows = np.tile(codes.reshape(2, 128), (1, len(scales)))
+    columns = rows.shape[1]
+    values = torch.from_numpy(rows).view(torch.float8_e4m3fn).float() * scales.float().repeat_interleave(128)
+    operands = (
+        Operand(literal(rows), columns),
+        Operand(literal(scales.view(torch.uint8).numpy()), len(scales) * scales.element_size(), 128),
+    )
+    dtype = next(name for name, known in TORCH.items() if known == scales.dtype)
+    return Computed(BlockFp8(columns, 128, 128, dtype, "BF16"), operands, 0, 2, columns * 2), values.bfloat16()
 
-    made = Computed(BlockFp8(128, 128, 128, "F32", "BF16"), operands, 0, 2, 256)
 
-    values = torch.from_numpy(codes).view(torch.float8_e4m3fn).float() * torch.tensor(scale, dtype=torch.float32)
-    assert read_extent(made) == as_bytes(values.bfloat16())
+def assert_alike(made: bytes, expected: torch.Tensor) -> None:
+    """NaN where it is expected, the same bits elsewhere."""
+    found = torch.frombuffer(bytearray(made), dtype=expected.dtype).reshape(expected.shape)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert as_bytes(found[~found.isnan()]) == as_bytes(expected[~expected.isnan()])
+
+
+SCALES = {
+    "ordinary": torch.from_numpy(CHANCE.random(500, dtype=np.float32) * 1e-3),
+    "negative": -torch.from_numpy(CHANCE.random(50, dtype=np.float32)),
+    "zero": torch.tensor([0.0, -0.0, 1e-3]),
+    "powers of two": 2.0 ** torch.arange(-90, 7).float(),
+    "of products halfway between two": torch.from_numpy(CHANCE.random(500, dtype=np.float32) * 1e-3).bfloat16().float(),
+    "smallest ordinary": torch.tensor([2.0**-100, 1.1 * 2.0**-100]),
+    "of subnormal products": torch.tensor([1e-45, 1e-40, 2.0**-126, 2.0**-120, 1.3 * 2.0**-117, 1.7 * 2.0**-110]),
+    "largest ordinary": torch.tensor([127.99999, -127.99999]),
+    "large": torch.tensor([128.0, 130.0, 1e30, -1e30, 2.0**119]),
+    "large and negative": torch.tensor([-1e30, -130.0, 1e-3]),
+    "infinite": torch.tensor([float("inf"), -float("inf")]),
+    "no numbers": torch.tensor([0x7FFFFFFF, -1, 0x7F800001], dtype=torch.int32).view(torch.float32),
+}
+
+
+@pytest.mark.parametrize("nans", [False, True])
+@pytest.mark.parametrize("scale_dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("kind", SCALES)
+def test_every_fp8_code_under_scales_of_any_size_is_exact(kind: str, scale_dtype: str, nans: bool) -> None:
+    scales = SCALES[kind].to(TORCH[scale_dtype])
+
+    made, expected = every_fp8_code(scales, nans=nans)
+
+    assert_alike(read_extent(made), expected)
+
+
+def test_scales_make_products_halfway_between_two() -> None:
+    """Else the case above would not show that these go to even."""
+    scales = SCALES["of products halfway between two"]
+
+    products = torch.outer(torch.arange(8, 16).float(), scales).view(torch.int32)
+
+    up, down = products & 0x1FFFF == 0x18000, products & 0x1FFFF == 0x08000
+    assert up.any()
+    assert down.any()
+
+
+def test_a_product_that_bfloat16_cannot_hold_is_an_error() -> None:
+    made, _ = every_fp8_code(torch.tensor([3e38 / 448 * 1.133]), nans=False)
+
+    with pytest.raises(BadInputError, match="infinite there"):
+        read_extent(made)
 
 
 def test_an_fp8_nan_stays_one() -> None:
@@ -180,6 +237,23 @@ def test_quantizing_is_torchs_rounding_of_the_scaled_block(shape: tuple[int, int
     assert read_extent(codes) == as_bytes((values.float() / spread).to(torch.float8_e4m3fn))
 
 
+def test_no_more_is_read_at_once_than_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "weight"
+    file.write_bytes(bytes(4096 * 256 * 2))
+    operand = Operand((Run(file, 0, file.stat().st_size),), 256 * 2 * 128)
+    scales = Computed(BlockScales(256, 128, 128, "BF16"), (operand,), 0, 32, 8)
+    read: list[int] = []
+
+    def reading(_extent: Extent, _start: int, length: int, _number: int) -> np.ndarray:
+        read.append(length)
+        return np.zeros(length, np.uint8)
+
+    made = b"".join(piece.tobytes() for piece in pieces(scales, reading, compute, 2**17))
+
+    assert len(made) == scales.length
+    assert max(read) <= 2**17
+
+
 def test_a_block_of_zeros_is_quantized_to_zeros() -> None:
     codes, scales = to_fp8(torch.zeros(4, 4), "F32")
 
@@ -196,6 +270,8 @@ def test_a_weight_with_an_infinity_is_not_quantized() -> None:
 
 def examples() -> Iterator[Computed]:
     yield fp8_weight(300, 256, "BF16")[0]
+    yield fp8_weight(200, 8320, "BF16")[0]
+    yield fp8_weight(300, 384, "BF16", "BF16")[0]
     yield fp8_weight(257, 200, "F32", "BF16")[0]
     yield int4_weight(70, 40, "BF16")[0]
     yield from to_fp8(torch.from_numpy(CHANCE.standard_normal((400, 96), dtype=np.float32)), "F32")

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from tests.large_stand_ins import LLAMA_8B
+from tests.large_stand_ins import DEEPSEEK_V3, LLAMA_8B, QWEN3_235B
 from tests.trainer_runs import run_of
 from worker.checkpoints.iterations import iteration_folder
 from worker.jobs.errors import BadInputError
@@ -18,11 +18,12 @@ from worker.setups.ddp_values import ddp_values
 from worker.setups.profiles import megatron_bridge, nemo_rl, slime, verl
 from worker.setups.profiles.megatron_lm import model_arguments
 from worker.setups.registry import PROFILES, profile_of
+from worker.setups.run_config import run_config
 from worker.setups.stages import chunks_of_stages, fewest_gpus, layers_per_stage, uneven_stages
 from worker.setups.trainer_run import TrainerRun
-from worker.setups.yaml_text import paths_in
+from worker.setups.yaml_text import paths_in, yaml_text
 
-PEFT = PeftSettings(dim=8, alpha=16, target_modules=("linear_qkv",), exclude_modules=("linear_fc2",))
+PEFT = PeftSettings(dim=8, alpha=16, target_modules=("linear_qkv", "linear_fc2"), exclude_modules=("linear_fc2",))
 EVERYTHING: dict[str, Any] = {
     "parallelism": Parallelism(tp_size=2, pp_size=4, vpp_size=2, cp_size=2, first_stage_layers=4, last_stage_layers=4),
     "recompute": "full",
@@ -97,6 +98,110 @@ def test_verl_finds_the_base_and_its_parallelism() -> None:
     assert "actor_rollout_ref.actor.megatron.virtual_pipeline_model_parallel_size" not in found
 
 
+def test_trainers_of_megatron_bridge_are_told_all_of_an_adapter() -> None:
+    """Left out, Bridge would take `canonical_lora` for names of fused layers, and one adapter for all experts."""
+    run = run_of(
+        QWEN3_235B,
+        Path("/runs/a"),
+        peft=PeftSettings(type="canonical_lora", dim=8, exclude_modules=("linear_qkv", "linear_fc2")),
+        hf_weights=Path("/hf"),
+        adapter=Path("/runs/a/adapter"),
+    )
+
+    bridge, found = megatron_bridge.document(run)["peft"], dict(verl.overrides(run))
+
+    assert bridge == {
+        "target_modules": ("linear_fc1_gate", "linear_fc1_up", "linear_proj"),
+        "dim": 8,
+        "alpha": 32,
+        "dropout": 0.0,
+        "dropout_position": "pre",
+        "share_expert_adapters": False,
+    }
+    assert found["actor_rollout_ref.model.lora.target_modules"] == ("linear_fc1_gate", "linear_fc1_up", "linear_proj")
+    assert found["+actor_rollout_ref.model.lora.share_expert_adapters"] is False
+    assert found["actor_rollout_ref.model.lora.adapter_path"] == "/runs/a/adapter/release"
+
+
+def test_verl_is_told_what_it_has_no_default_for() -> None:
+    run = run_of({**LLAMA_8B, "torch_dtype": "float16"}, parallelism=Parallelism(tp_size=4), hf_weights=Path("/hf"))
+
+    found = dict(verl.overrides(run))
+
+    assert found["actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"] == 1
+    assert found["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu"] == 1
+    assert found["actor_rollout_ref.rollout.name"] == "vllm"
+    assert found["actor_rollout_ref.rollout.tensor_model_parallel_size"] == 4
+    assert found["algorithm.adv_estimator"] == "grpo"
+    for part in ("actor.megatron", "ref.megatron", "rollout"):
+        assert found[f"actor_rollout_ref.{part}.dtype"] == "float16"
+
+
+def test_verl_s_overrides_are_quoted_as_hydra_reads_them() -> None:
+    text = profile_of("verl").files(run_of(LLAMA_8B, Path("/my runs/it's=1"), hf_weights=Path("/hf/llama-3.1")))
+
+    lines = text["verl_overrides.txt"].decode().splitlines()
+
+    assert "actor_rollout_ref.model.path=/hf/llama-3.1" in lines
+    assert "actor_rollout_ref.model.tokenizer_path='/my runs/it\\'s=1/hf'" in lines
+
+
+@pytest.mark.parametrize(("profile", "key"), [("slime", "--ref-ckpt-step"), ("megatron-lm", "--ckpt-step")])
+def test_a_step_is_named_where_the_tracker_file_names_another(profile: ProfileName, key: str) -> None:
+    asked, other = (
+        b"".join(profile_of(profile).files(run_of(LLAMA_8B, iteration=7, tracked=tracked)).values()).decode()
+        for tracked in ("7", "30")
+    )
+
+    assert key not in asked
+    assert f"{key} 7" in other
+
+
+@pytest.mark.parametrize(("iteration", "tracked"), [(None, "30"), (7, "release"), (0, "30")])
+def test_a_step_that_megatron_cannot_be_told_is_refused(iteration: int | None, tracked: str) -> None:
+    for profile in ("megatron-lm", "slime"):
+        with pytest.raises(BadInputError, match="tracker file names another"):
+            profile_of(profile).files(run_of(LLAMA_8B, iteration=iteration, tracked=tracked))
+
+
+def test_other_trainers_take_the_iteration_by_its_folder() -> None:
+    run = run_of(LLAMA_8B, Path("/a"), base=Path("/base"), iteration=7, tracked="30", hf_weights=Path("/hf"))
+
+    bridge = yaml.safe_load(yaml_text(megatron_bridge.document(run)))
+
+    assert bridge["checkpoint"]["pretrained_checkpoint"] == "/base/iter_0000007"
+    assert dict(verl.overrides(run))["actor_rollout_ref.ref.megatron.dist_checkpointing_path"] == "/base/iter_0000007"
+    assert b"/base/iter_0000007/." in profile_of("nemo-rl").files(run)["start.sh"]
+
+
+def test_a_run_config_says_what_bridge_s_own_reader_needs() -> None:
+    """Top-level class and every section without a default, a provider, and no field that is not said."""
+    run = run_of(QWEN3_235B, Path("/a"), ddp=DdpSettings(overrides={"bucket_size": 5}))
+
+    found = yaml.safe_load(run_config(run))
+
+    assert found["_target_"] == "megatron.bridge.training.config.ConfigContainer"
+    required = {"train", "model", "optimizer", "scheduler", "dataset", "logger", "tokenizer", "checkpoint"}
+    assert required <= found.keys()
+    assert found["model"]["_target_"] == "megatron.bridge.models.gpt_provider.GPTModelProvider"
+    assert found["model"]["transformer_layer_spec"]["_partial_"] is True
+    assert found["model"]["params_dtype"] == {"_target_": "torch.bfloat16", "_call_": False}
+    assert found["ddp"] == {
+        "_target_": "megatron.bridge.training.config.DistributedDataParallelConfig",
+        "grad_reduce_in_fp32": True,
+        "check_for_nan_in_grad": True,
+        "use_distributed_optimizer": True,
+        "bucket_size": 5,
+    }
+
+
+def test_nemo_rl_is_told_the_model_s_own_fusions() -> None:
+    found = nemo_rl.document(run_of(DEEPSEEK_V3))["policy"]
+
+    assert isinstance(found, dict)
+    assert found["megatron_cfg"]["apply_rope_fusion"] is False
+
+
 def test_verl_loads_the_base_of_adapters_from_hf() -> None:
     found = dict(verl.overrides(run_of(LLAMA_8B, **LORA)))
 
@@ -154,7 +259,7 @@ def test_nemo_rl_finds_the_base_as_its_own_import(tmp_path: Path, iteration: int
     start("nemo-rl", run, tmp_path, "uv")
 
     imported = tmp_path / "my run-nemo-rl" / f"model_{str(hf).replace('/', '_')}"
-    assert iteration_folder(imported).name == name
+    assert iteration_folder(imported).name == "release"
     assert (iteration_folder(imported) / ".metadata").read_text() == "weights"
     assert (imported / "iter_0000000/run_config.yaml").readlink() == target / "run_config.yaml"
     assert (base / name / "run_config.yaml").read_text() == "another run's"
@@ -174,6 +279,8 @@ def test_nemo_rl_finds_the_base_as_its_own_import(tmp_path: Path, iteration: int
         ("nemo-rl", {"ddp": DdpSettings(overrides={"average_in_collective": True})}, "true"),
         ("nemo-rl", {"peft": PeftSettings(type="dora")}, "dora"),
         ("nemo-rl", {"recompute": "selective"}, "selective"),
+        ("nemo-rl", {"peft": PeftSettings(exclude_modules=("*.experts.*",))}, "*.experts.*"),
+        ("megatron-bridge", {"peft": PeftSettings(exclude_modules=("*.experts.*",))}, "*.experts.*"),
         ("nemo-rl", {"parallelism": Parallelism(pp_size=2, vpp_size=2)}, "2"),
     ],
 )

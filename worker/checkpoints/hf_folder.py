@@ -32,12 +32,9 @@ def read_json_object(path: Path, expected: str) -> dict[str, object]:
 
 def side_files(folder: Path) -> dict[str, Path]:
     """What is carried along as found: name inside the folder -> path. Weights, their index and code are not."""
-    found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    return {
-        str(path.relative_to(folder)): path
-        for path in sorted(found)
-        if path.is_file() and path.suffix in _CARRIED_SUFFIXES and _is_side_file(path)
-    }
+    found = [path for suffix in _CARRIED_SUFFIXES for path in folder.glob(f"*{suffix}")]
+    found += (folder / "additional_chat_templates").glob("*.jinja")
+    return {str(path.relative_to(folder)): path for path in sorted(found) if path.is_file() and _is_side_file(path)}
 
 
 def _is_side_file(path: Path) -> bool:

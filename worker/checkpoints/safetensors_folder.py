@@ -41,6 +41,7 @@ class SafetensorsFolder:
         """Read all headers. BadInputError where a file is missing, a header is broken or a tensor lies twice."""
         weight_map = _read_index(folder) if (folder / INDEX).exists() else None
         files = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+        _refuse_missing(folder, files, {path.name for path in folder.glob("*.safetensors")})
         places: dict[str, _Place] = {}
         for file in files:
             for name, place in _read_header(folder / file).items():
@@ -146,6 +147,26 @@ def _read_index(folder: Path) -> dict[str, str]:
         if Path(file).name != file:
             raise _bad(path, f"file name {file!r}", "plain file names of this folder")
     return files
+
+
+def _refuse_missing(folder: Path, files: list[str], found: set[str]) -> None:
+    missing = sorted(set(files) - found)
+    if not missing:
+        return
+    if files == [SINGLE]:
+        path, text = (
+            folder / SINGLE,
+            f"{len(found)} other safetensors files and no {INDEX}" if found else "no such file",
+        )
+    else:
+        path, text = folder / missing[0], f"{len(missing)} of the {len(files)} files that {INDEX} names not there"
+    raise BadInputError(
+        "missing_file",
+        f"safetensors file {path}",
+        found=text,
+        expected="a whole checkpoint",
+        next_step="Wait until whoever saves or downloads it is done; else save or copy it again, completely.",
+    )
 
 
 def _check_index(folder: Path, weight_map: dict[str, str], places: Mapping[str, _Place]) -> None:

@@ -47,7 +47,7 @@ class Tiling[B: Box]:
         lead = len(index)
         cuts = [
             (box, max(start, box.offsets[lead]), min(start + rows, box.offsets[lead] + box.sizes[lead]))
-            for box in self._boxes_of(index)
+            for box in self.boxes_of(index)
         ]
         cuts = [cut for cut in cuts if cut[1] < cut[2]]
         edges = sorted({start, start + rows, *(edge for _, low, high in cuts for edge in (low, high))})
@@ -56,7 +56,8 @@ class Tiling[B: Box]:
             for low, high in pairwise(edges)
         )
 
-    def _boxes_of(self, index: tuple[int, ...]) -> list[B]:
+    def boxes_of(self, index: tuple[int, ...]) -> list[B]:
+        """Those that reach into slice `index` of a stack; all of them of index ()."""
         lead = len(index)
         if lead not in self.slices:
             self.slices[lead] = _by_slice(self.boxes, lead)

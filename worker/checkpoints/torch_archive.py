@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -19,6 +20,8 @@ from .torch_pickle import Call, Global, Inert, Persistent, read_inert, write
 
 _ALIGNMENT = 64
 _BIG = 0xFFFFFFFF
+_SHAPES = 1024
+"""Archives kept: a model has tens of thousands of tensors, and a few dozen shapes of them."""
 _DIRECTORY_TAIL_BYTES = 4096
 _STORAGES = "data/"
 _UNREADABLE = (
@@ -49,6 +52,7 @@ class _Entry:
     position: int
 
 
+@lru_cache(maxsize=_SHAPES)
 def tensor_envelope(shape: tuple[int, ...], dtype: str, nbytes: int) -> tuple[bytes, bytes]:
     """(before, after): around `nbytes` raw bytes they make an archive that torch.load() reads as that tensor."""
     records = (
@@ -64,8 +68,13 @@ def tensor_envelope(shape: tuple[int, ...], dtype: str, nbytes: int) -> tuple[by
 
 def object_archive(value: object) -> bytes:
     """`torch.save(value)` for a value of plain containers, numbers and strings."""
+    return _pickle_archive(write(value))
+
+
+@lru_cache(maxsize=_SHAPES)
+def _pickle_archive(pickled: bytes) -> bytes:
     records = (
-        _Record("archive/data.pkl", write(value)),
+        _Record("archive/data.pkl", pickled),
         _Record("archive/.format_version", b"1"),
         _Record("archive/.storage_alignment", str(_ALIGNMENT).encode()),
         _Record("archive/byteorder", b"little"),

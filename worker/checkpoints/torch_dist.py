@@ -1,7 +1,6 @@
 """Megatron-Core's `torch_dist` folders: a torch DCP checkpoint, read by its index."""
 
 import json
-import os
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,7 @@ class _Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class Chunk:
     """A box of a global tensor, and the item that holds it."""
 
     offsets: tuple[int, ...]
@@ -47,10 +46,10 @@ class TorchDistFolder:
     folder: Path
     tensors: Mapping[str, StoredTensor]
     objects: Mapping[str, _Stored]
-    chunks: Mapping[str, list[_Chunk]]
+    chunks: Mapping[str, list[Chunk]]
     offsets: dict[_Stored, int] = field(default_factory=dict[_Stored, int], repr=False)
     """Where the data of items that were looked at begins."""
-    tilings: dict[str, Tiling[_Chunk]] = field(default_factory=dict[str, Tiling[_Chunk]], repr=False)
+    tilings: dict[str, Tiling[Chunk]] = field(default_factory=dict[str, Tiling[Chunk]], repr=False)
     """Of the tensors that were looked at."""
 
     @classmethod
@@ -90,35 +89,36 @@ class TorchDistFolder:
 
     def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The bytes of `rows` rows of a tensor, or of slice `index` of a stack, however its chunks are cut."""
+        return self.tiling(name).rows(index, start, rows)
+
+    def tiling(self, name: str) -> Tiling[Chunk]:
+        """A tensor with the chunks that make it up."""
         if name not in self.tilings:
             self.tilings[name] = self._tiling(name)
-        return self.tilings[name].rows(index, start, rows)
+        return self.tilings[name]
 
-    def _tiling(self, name: str) -> Tiling[_Chunk]:
-        def locate(chunk: _Chunk) -> tuple[Path, int]:
+    def _tiling(self, name: str) -> Tiling[Chunk]:
+        def locate(chunk: Chunk) -> tuple[Path, int]:
             return self.folder / chunk.stored.file, self._data_offset(name, chunk)
 
         return Tiling(name=name, origin=self.folder, tensor=self.tensors[name], boxes=self.chunks[name], locate=locate)
 
-    def _data_offset(self, name: str, chunk: _Chunk) -> int:
+    def _data_offset(self, name: str, chunk: Chunk) -> int:
         if chunk.stored not in self.offsets:
             self.offsets[chunk.stored] = self._find_data(name, chunk)
         return self.offsets[chunk.stored]
 
-    def _find_data(self, name: str, chunk: _Chunk) -> int:
+    def _find_data(self, name: str, chunk: Chunk) -> int:
         path = self.folder / chunk.stored.file
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            with path.open("rb", buffering=0) as file:
+                found = find_tensor(file.fileno(), chunk.stored.offset, chunk.stored.length)
         except FileNotFoundError as error:
             raise bad_checkpoint(path, "no such file", f"the file that holds tensor {name!r}", missing=True) from error
-        try:
-            found = find_tensor(descriptor, chunk.stored.offset, chunk.stored.length)
         except ArchiveError as error:
             raise bad_checkpoint(
                 path, f"tensor {name!r} in a form that cannot be read ({error})", "torch.save items"
             ) from error
-        finally:
-            os.close(descriptor)
         if found.shape != chunk.sizes or found.dtype != self.tensors[name].dtype:
             found_text = f"tensor {name!r} as {found.dtype} {list(found.shape)}"
             raise bad_checkpoint(path, found_text, f"{self.tensors[name].dtype} {list(chunk.sizes)} by the index")
@@ -156,13 +156,13 @@ def _parse(folder: Path, metadata: Any) -> TorchDistFolder:
             tensors[name] = StoredTensor(dtype=dtype.safetensors, shape=shape, item_bytes=dtype.item_bytes)
             boxes: list[Inert] = entry.attribute("chunks")
             sizes[name] = {box.attribute("offsets"): box.attribute("sizes") for box in boxes}
-    chunks: defaultdict[str, list[_Chunk]] = defaultdict(list)
+    chunks: defaultdict[str, list[Chunk]] = defaultdict(list)
     objects: dict[str, _Stored] = {}
     for index, info in metadata.attribute("storage_data").items():
         name, offset = index.attribute("fqn"), index.attribute("offset")
         stored = _Stored(_plain_name(info), info.attribute("offset"), info.attribute("length"))
         if name in tensors:
-            chunks[name].append(_Chunk(offset, sizes[name][offset], stored))
+            chunks[name].append(Chunk(offset, sizes[name][offset], stored))
         else:
             objects[name] = stored
     for name in tensors:

@@ -22,7 +22,7 @@ Read = Callable[[Extent, int, int, int], "Bytes"]
 def pieces(extent: Computed, read: Read, arithmetic: "Arithmetic", piece_bytes: int) -> Iterator["Bytes"]:
     """The extent's bytes, in order; each piece holds until the next is asked for."""
     band = piece_rows(extent.operation)
-    rows_each = max(1, piece_bytes // max(extent.row_bytes, 1) // band) * band
+    rows_each = max(1, piece_bytes // _moved_for_a_row(extent) // band) * band
     end = extent.first + extent.rows
     first = extent.first
     operation, shared = _prepared(extent, read)
@@ -36,6 +36,12 @@ def pieces(extent: Computed, read: Read, arithmetic: "Arithmetic", piece_bytes: 
         )
         yield arithmetic(operation, (*operands, *shared), first, until - first)
         first = until
+
+
+def _moved_for_a_row(extent: Computed) -> int:
+    """The larger of what is made and what is read: a row of scales is made of many rows of a weight."""
+    read = [operand.row_bytes // operand.rows_each for operand in extent.operands if operand.rows_each]
+    return max(extent.row_bytes, *read, 1)
 
 
 def _prepared(extent: Computed, read: Read) -> "tuple[Operation, tuple[Bytes, ...]]":

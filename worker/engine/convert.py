@@ -69,6 +69,15 @@ def read_segments(
     return _by_file(parts, queue.finished)
 
 
+def read_again(
+    parts: tuple[Part, ...], options: CopyOptions, report: Callable[[int], None]
+) -> Mapping[str, FileDigest]:
+    """What the parts would come to if they were written now."""
+    queue = ListedParts(range(len(parts)))
+    do_parts(parts, queue, Digest(), options, report)
+    return {path: file_digest(of_file) for path, of_file in _by_file(parts, queue.finished).items()}
+
+
 def _by_file(parts: tuple[Part, ...], done: Mapping[int, Segments]) -> dict[str, Segments]:
     segments: defaultdict[str, list[Segment]] = defaultdict(list)
     for number, part in enumerate(parts):

@@ -8,7 +8,7 @@ from ..jobs.locations import Locations
 from ..jobs.spec import AdapterExportSpec, AdapterExtractSpec, AdapterImportSpec, AdapterSpec
 from . import adapter_export, adapter_extract, adapter_import
 from .context import JobContext, Prepared
-from .conversion import Conversion, carry_out
+from .conversion import Conversion, carry_out, watched
 
 
 def run(spec: AdapterSpec, context: JobContext) -> Prepared:
@@ -21,6 +21,7 @@ def run(spec: AdapterSpec, context: JobContext) -> Prepared:
 
 
 @uncollected()
+@watched
 def prepare(spec: AdapterSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte."""
     match spec:

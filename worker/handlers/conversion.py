@@ -12,14 +12,15 @@ from typing import Literal
 
 from .. import __version__
 from ..checkpoints.extents import Item, TargetFile, is_computed
-from ..checkpoints.identity import FileIdentity, refuse_changed
+from ..checkpoints.identity import FileIdentity, refuse_changed, set_back
 from ..checkpoints.manifest import write_manifest, write_synced
 from ..checkpoints.publish import staged_folder, sync_directory
 from ..checkpoints.room import Room, room_at
 from ..checkpoints.sharing import shared_bytes
 from ..checkpoints.source import Source
+from ..checkpoints.watched import Seen, Watch
 from ..engine.computed import working_bytes
-from ..engine.convert import Written, plan_digest, total_bytes, written
+from ..engine.convert import Written, plan_digest, read_again, total_bytes, written
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
 from ..engine.part_queue import ListedParts, Segments
@@ -27,6 +28,7 @@ from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for, spread
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
+from ..jobs.locations import Locations
 from ..jobs.setup_spec import SetupSpec
 from ..jobs.spec import ConversionSpec, ExportSpec, ImportSpec, replaces
 from ..jobs.state import CheckpointResult, Progress, Timings, Verified
@@ -81,6 +83,8 @@ class Conversion:
     """Digests of the tensors in them, as far as they are known."""
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
     """What plan and manifest say beside."""
+    seen: Seen = field(default_factory=Seen)
+    """All that planning asked of the sources: names that were looked for and not there, too."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -99,6 +103,23 @@ class Conversion:
     @cached_property
     def digest(self) -> str:
         return plan_digest(self.plan, self.files)
+
+    def refuse_changed(self) -> tuple[Path, ...]:
+        """BadInputError where what decided it is not what it was; answers files that may have been written over."""
+        seen = {identity.path for identity in self.seen.files}
+        unseen = refuse_changed(identity for identity in self.sources if identity.path not in seen)
+        return (*self.seen.refuse_changed(), *unseen)
+
+
+def watched[S](prepare: Callable[[S, Locations], Conversion]) -> Callable[[S, Locations], Conversion]:
+    """The same plan, with all that was asked for it."""
+
+    def over_watched_paths(spec: S, locations: Locations) -> Conversion:
+        watch = Watch()
+        conversion = prepare(spec, watch.over(locations))
+        return replace(conversion, seen=watch.seen)
+
+    return over_watched_paths
 
 
 def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:
@@ -185,7 +206,11 @@ def carry_out(
 
 def fingerprint(conversion: Conversion, spec: ConversionSpec) -> str:
     """Of all that decides what is written where: parts of a job with another one are of no use."""
-    sources = [(identity.path.name, identity.bytes, identity.mtime_ns) for identity in conversion.sources]
+    digests = {identity.path: identity.digest for identity in conversion.seen.files}
+    sources = [
+        (one.path.name, one.bytes, one.mtime_ns, one.inode, digests.get(one.path) or one.ctime_ns)
+        for one in conversion.sources
+    ]
     parts = [(part.file, part.spans[0].offset, part.bytes) for part in conversion.parts]
     return digest_of(repr((__version__, spec.model_dump(), sources, conversion.digest, parts)).encode())
 
@@ -206,7 +231,7 @@ def _fill(
     context.reserve(replace(room, free_bytes=room.free_bytes + resumed), needed_bytes(conversion))
     plan_seconds = time.monotonic() - started
     done = _write(work, conversion, context, resumed)
-    refuse_changed(conversion.sources)  # What is written beside would be another one's.
+    conversion.refuse_changed()  # What is written beside would be another one's.
     work.journal.end(staged.path)
     finalizing = time.monotonic()
     context.report(Progress(phase="finalizing", done_bytes=conversion.bytes, total_bytes=conversion.bytes))
@@ -214,7 +239,7 @@ def _fill(
     files |= link_files(staged.path, conversion.linked, copy_options(conversion, context), _ignored)
     touched = {**conversion.touched, **late_norms()}
     verified = _verified(conversion, spec, staged.path, context)
-    refuse_changed(conversion.sources)
+    _refuse_set_back(conversion, conversion.refuse_changed(), done, context)
     result = CheckpointResult(
         kind=conversion.kind,
         target=str(conversion.target),
@@ -246,6 +271,17 @@ def _verified(conversion: Conversion, spec: ConversionSpec, staged: Path, contex
             return verify_loads(conversion, spec, staged, context)
         case _:
             return None
+
+
+def _refuse_set_back(conversion: Conversion, touched: Sequence[Path], done: Written, context: JobContext) -> None:
+    """BadInputError where a source holds other bytes than were written, without a trace in its size and time.
+
+    Links and rights that changed look the same from outside; so it is read again.
+    """
+    shared = {linked.path for linked in conversion.linked.values()}
+    for path in [path for path in touched if path not in shared][:1]:
+        if read_again(conversion.parts, copy_options(conversion, context), _ignored) != done.files:
+            raise set_back(path)
 
 
 def _ignored(done: int) -> None:

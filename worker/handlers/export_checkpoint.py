@@ -22,7 +22,7 @@ from ..mapping.plan import plan_export
 from ..mapping.quantization import FIELDS, without_quantization
 from ..mapping.record import Record
 from .context import JobContext, Prepared
-from .conversion import Conversion, carry_out
+from .conversion import Conversion, carry_out, watched
 from .described import Described, describe
 from .hf_source import STORED, as_json
 from .quantize import fp8_config, linear_weights, quantized_items
@@ -37,6 +37,7 @@ def run(spec: ExportSpec, context: JobContext) -> Prepared:
 
 
 @uncollected()
+@watched
 def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, the index and item headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)

@@ -22,7 +22,7 @@ from ..mapping.family import megatron_values
 from ..mapping.plan import plan_import
 from ..mapping.vocabulary import padded_size
 from .context import JobContext, Prepared
-from .conversion import Conversion, carry_out
+from .conversion import Conversion, carry_out, watched
 from .hf_source import HFSource, open_hf
 
 MODEL_CONFIG = "model_config.json"
@@ -50,6 +50,7 @@ def model_config(model: Model, source: str, context: JobContext) -> Callable[[],
 
 
 @uncollected()
+@watched
 def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads config.json and safetensors headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)

@@ -23,7 +23,7 @@ from ..jobs.state import Progress
 from ..mapping.bindings import Model, copies
 from ..mapping.blocks import Address, Block, Plan, Task
 from .context import JobContext, Prepared
-from .conversion import Conversion, carry_out
+from .conversion import Conversion, carry_out, watched
 from .hf_source import HFSource
 from .import_checkpoint import into_megatron, model_config
 from .merge_adapters import match_adapter
@@ -42,6 +42,7 @@ def run(spec: MergeSpec, context: JobContext) -> Prepared:
 
 
 @uncollected()
+@watched
 def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, headers, and the adapters' factors."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)

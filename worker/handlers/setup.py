@@ -12,6 +12,7 @@ from ..checkpoints.extents import Item, TargetFile
 from ..checkpoints.iterations import RELEASE, TRACKER, tracker_text
 from ..checkpoints.publish import MANIFEST
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
+from ..checkpoints.watched import Watch
 from ..engine.collection import uncollected
 from ..engine.convert import refuse_unequal
 from ..engine.parts import file_bytes_for
@@ -23,7 +24,7 @@ from ..jobs.spec_fields import DType
 from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
 from ..mapping.run_config import RUN_CONFIG
-from ..setups.ddp_values import ddp_json, ddp_values
+from ..setups.ddp_values import ddp_json
 from ..setups.memory_estimate import MemoryEstimate
 from ..setups.parallel_checks import refuse_impossible
 from ..setups.profile import Profile
@@ -51,7 +52,7 @@ _NAMES: dict[str, DType] = {"bfloat16": "bf16", "float16": "fp16", "float32": "f
 def run(spec: SetupSpec, context: JobContext) -> Prepared:
     """Plan, write or link the base, write the configs, finalize. Upstream's config object is built beside the copy."""
     started = time.monotonic()
-    planned = _planned(spec, context.locations)
+    planned = _watched(spec, context.locations)
     conversion, trainer_run, base = planned.conversion, planned.run, planned.base
     if base.conversion.files:
         refuse_unequal(base.conversion.plan.must_be_equal, conversion.weights)
@@ -59,9 +60,7 @@ def run(spec: SetupSpec, context: JobContext) -> Prepared:
 
     def late_files() -> dict[str, bytes]:
         config = context.model_configs.result()
-        text = run_config(config, ddp_values(spec.ddp), trainer_run)
-        inside = {f"{RELEASE}/{RUN_CONFIG}": text} if base.is_here else {}
-        return {MODEL_CONFIG: json.dumps(config, indent=1).encode() + b"\n", RUN_CONFIG: text, **inside}
+        return {MODEL_CONFIG: json.dumps(config, indent=1).encode() + b"\n"}
 
     return carry_out(conversion, spec, context, started, late_files)
 
@@ -69,7 +68,7 @@ def run(spec: SetupSpec, context: JobContext) -> Prepared:
 @uncollected()
 def prepare(spec: SetupSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte; the run's parallelism and memory are judged."""
-    return _planned(spec, locations).conversion
+    return _watched(spec, locations).conversion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +76,12 @@ class _Planned:
     conversion: Conversion
     run: TrainerRun
     base: SetupBase
+
+
+def _watched(spec: SetupSpec, locations: Locations) -> _Planned:
+    watch = Watch()
+    planned = _planned(spec, watch.over(locations))
+    return replace(planned, conversion=replace(planned.conversion, seen=watch.seen))
 
 
 def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
@@ -104,6 +109,8 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
             **own.small_files,
             **adapter.small_files,
             DDP_CONFIG: ddp_json(spec.ddp),
+            # Beside the weights alone: Bridge takes any folder that has one for an iteration's.
+            (f"{RELEASE}/{RUN_CONFIG}" if base.is_here else RUN_CONFIG): run_config(trainer_run),
             **({} if peft is None else {PEFT_CONFIG: _peft_json(spec, peft)}),
             **files,
             README: readme(profile, trainer_run),
@@ -146,6 +153,7 @@ def _trainer_run(spec: SetupSpec, base: SetupBase, target: Path) -> TrainerRun:
         target=target,
         base=base.root,
         iteration=base.iteration,
+        tracked=base.tracked,
         hf=target / HF,
         hf_weights=base.hf_weights,
         peft=spec.peft,
@@ -223,6 +231,7 @@ def _fresh_adapter(peft: Peft | None, spec: SetupSpec, base: SetupBase, trainer_
             **{f"{folder}/{name}": data for name, data in index_files(items, files, objects).items()},
             f"{_ADAPTER}/{TRACKER}": tracker_text(None).encode(),
             f"{_ADAPTER}/{PEFT_CONFIG}": _peft_json(spec, peft),
+            f"{folder}/{RUN_CONFIG}": run_config(trainer_run),
         },
     )
 

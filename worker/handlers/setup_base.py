@@ -24,10 +24,12 @@ from ..mapping.quantization import without_quantization
 from ..mapping.run_config import RUN_CONFIG
 from .config import model_of, read_record
 from .conversion import Conversion
+from .described import run_config_files
 from .export_checkpoint import open_checkpoint
 from .hf_source import STORED, HFSource, as_json, is_hf, open_hf
 from .import_checkpoint import into_megatron
 from .linking import linked, listed_in
+from .saved_weights import args_of, open_saved
 
 HF = "hf"
 BASE = "base"
@@ -46,6 +48,8 @@ class SetupBase:
     root: Path
     """The folder with the tracker file."""
     iteration: int | None
+    tracked: str
+    """What the tracker file says."""
     hf_weights: Path | None
     fingerprint: str
     """Of source and layout: an earlier setup with the same one holds the same base."""
@@ -110,6 +114,7 @@ def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way
         conversion=conversion,
         root=target,
         iteration=None,
+        tracked=tracker_text(None),
         hf_weights=source if way == "imported" else None,
         fingerprint=_fingerprint(weights, way, seed, conversion.digest),
     )
@@ -176,14 +181,23 @@ def _megatron(spec: SetupSpec, source: Path, target: Path, locations: Locations)
         ),
         root=folder.parent,
         iteration=_iteration_of(folder),
+        tracked=_tracked(folder.parent),
         hf_weights=None,
         fingerprint=_fingerprint(weights),
     )
     if links:
         return _linked(base, folder, found, target)
-    if not (folder.parent / TRACKER).exists():
+    if spec.profile == "megatron-bridge" and not run_config_files(folder):
+        _refuse_unknown_to_bridge(spec, folder, locations)
+    if not base.tracked:
         raise _no_such_base(spec, f"an iteration folder without {TRACKER} beside it, which trainers ask for", "link")
     return base
+
+
+def _refuse_unknown_to_bridge(spec: SetupSpec, folder: Path, locations: Locations) -> None:
+    """Bridge asks what it loads for the parallelism it was saved at, there or in the `args` of a run."""
+    if not args_of(open_saved(folder, allow_pickle=locations.allow_pickle)):
+        raise _no_such_base(spec, f"weights with neither {RUN_CONFIG} nor args, which Megatron-Bridge asks for", "link")
 
 
 def _linked(base: SetupBase, folder: Path, found: Mapping[str, Path], target: Path) -> SetupBase:
@@ -207,6 +221,7 @@ def _linked(base: SetupBase, folder: Path, found: Mapping[str, Path], target: Pa
         ),
         root=target,
         iteration=None,
+        tracked=tracker_text(None),
     )
 
 
@@ -235,6 +250,13 @@ def _again(base: SetupBase, spec: SetupSpec, target: Path) -> SetupBase:
 def _can_link(folder: Path, target: Path) -> bool:
     place = next(parent for parent in target.parents if parent.exists())
     return folder.stat().st_dev == place.stat().st_dev
+
+
+def _tracked(root: Path) -> str:
+    """Empty where there is no such file."""
+    tracker = root / TRACKER
+    text = tracker.read_text().strip() if tracker.exists() else ""
+    return tracker_text(int(text)) if text.isdecimal() else text
 
 
 def _iteration_of(folder: Path) -> int | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ..checkpoints.extents import Item, Span, TargetFile
 from ..checkpoints.hf_folder import CONFIG
-from ..checkpoints.identity import FileIdentity, identities, refuse_changed
+from ..checkpoints.identity import FileIdentity, identities, set_back
 from ..checkpoints.safetensors_folder import whole_tensors
+from ..checkpoints.watched import Seen, Watch
 from ..engine.convert import items_of, read_segments, refuse_unequal
 from ..engine.copy import Segment
 from ..engine.processes import CopyOptions
@@ -47,16 +48,23 @@ class TwoCheckpoints:
 
     one: _Side
     other: _Side
+    seen: Seen
+    """All that was asked to open them."""
 
     @classmethod
-    def open(cls, one: Path, other: Path, hf_config: Path | None, *, allow_pickle: bool) -> "TwoCheckpoints":
-        """BadInputError where one of them is not understood; `hf_config` describes what is Megatron's."""
+    def open(
+        cls, one: Path, other: Path, hf_config: Path | None, *, allow_pickle: bool, watch: Watch
+    ) -> "TwoCheckpoints":
+        """BadInputError where one of them is not understood; `hf_config` describes what is Megatron's.
+
+        `watch` is over these paths.
+        """
         mapped = not (is_hf(one) and is_hf(other))
         sides = [
             _hf_side(place, mapped=mapped) if is_hf(place) else _megatron_side(place, hf_config, allow_pickle)
             for place in (one, other)
         ]
-        return cls(one=sides[0], other=sides[1])
+        return cls(one=sides[0], other=sides[1], seen=watch.seen)
 
     @property
     def files(self) -> int:
@@ -104,14 +112,15 @@ class TwoCheckpoints:
         sides = (self.one, self.other)
         targets = tuple(_as_file(str(number), side, names) for number, side in enumerate(sides))
         read = read_all(targets, (self.one.place, self.other.place), context, self.bytes)
-        self.refuse_changed()
+        for path in self.refuse_changed()[:1]:  # Links and rights that changed look like a time that was set back.
+            if read_all(targets, (self.one.place, self.other.place), context, self.bytes) != read:
+                raise set_back(path)
         ours, theirs = (_by_label(read.get(file.path, ())) for file in targets)
         return tuple(name for name in names if ours.get(name) != theirs.get(name))
 
-    def refuse_changed(self) -> None:
-        """BadInputError where a file of either is not what it was."""
-        for side in (self.one, self.other):
-            refuse_changed(side.sources)
+    def refuse_changed(self) -> tuple[Path, ...]:
+        """BadInputError where a file of either is not what it was; answers those that may have been written over."""
+        return self.seen.refuse_changed()
 
 
 def _hf_side(place: Path, *, mapped: bool) -> _Side:

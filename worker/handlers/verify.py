@@ -10,6 +10,7 @@ from ..checkpoints.extents import Run, Span, TargetFile
 from ..checkpoints.hf_folder import read_json_object
 from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.publish import MANIFEST
+from ..checkpoints.watched import Watch
 from ..jobs.errors import BadInputError
 from ..jobs.spec import VerifySpec
 from ..jobs.state import LogitsFigures, VerifyResult
@@ -25,13 +26,16 @@ from .unverified import NAMED, differs, refuse_older_format, some
 def run(spec: VerifySpec, context: JobContext) -> Answer:
     """Read everything once; BadInputError names what is not as it should be."""
     started = time.monotonic()
-    source = context.locations.resolve_source(spec.source)
+    watch = Watch()
+    locations = watch.over(context.locations)
+    source = locations.resolve_source(spec.source)
     _refuse_logits(spec)
     if spec.against is not None:
-        against = context.locations.resolve_source(spec.against)
-        result = _against_another(source, against, spec, context)
+        against = locations.resolve_source(spec.against)
+        hf_config = locations.resolve_source(spec.hf_config) if spec.hf_config else None
+        result = _against_another(source, against, hf_config, spec, context, watch)
     else:
-        result = _against_manifest(source, context)
+        result = _against_manifest(source, context, watch)
     return Answer(result=result.model_copy(update={"seconds": round(time.monotonic() - started, 4)}))
 
 
@@ -54,10 +58,11 @@ def _refuse_logits(spec: VerifySpec) -> None:
         )
 
 
-def _against_another(one: Path, other: Path, spec: VerifySpec, context: JobContext) -> VerifyResult:
+def _against_another(
+    one: Path, other: Path, hf_config: Path | None, spec: VerifySpec, context: JobContext, watch: Watch
+) -> VerifyResult:
     """The same bits, or with `logits` models that say the same: then tensors that differ are told, and no fault."""
-    hf_config = context.locations.resolve_source(spec.hf_config) if spec.hf_config else None
-    both = TwoCheckpoints.open(one, other, hf_config, allow_pickle=context.locations.allow_pickle)
+    both = TwoCheckpoints.open(one, other, hf_config, allow_pickle=context.locations.allow_pickle, watch=watch)
     if not spec.logits:
         both.refuse_unlike()
     differing = (*both.other_values(context), *both.unlike)
@@ -128,7 +133,15 @@ class _Manifest(BaseModel):
     tensors: dict[str, str]
 
 
-def _against_manifest(folder: Path, context: JobContext) -> VerifyResult:
+def _against_manifest(folder: Path, context: JobContext, watch: Watch) -> VerifyResult:
+    try:
+        return _as_its_manifest_says(folder, context)
+    except BadInputError:
+        watch.seen.refuse_changed()  # Then nothing is wrong with what was written.
+        raise
+
+
+def _as_its_manifest_says(folder: Path, context: JobContext) -> VerifyResult:
     manifest = _read_manifest(folder)
     for name, listed in manifest.files.items():
         _check_size(folder / name, listed)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from .adapting import add_adapters, is_adapter_key, merged_adapters
     from .ddp import create_ddp_config
+    from .direct_load import DirectLoadStrategy
     from .frozen_router import freeze_moe_router
     from .hf_stream import hf_to_mcore
     from .mcore_stream import mcore_to_hf
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .value_model import make_value_model
 
 _PLACES = {
+    "DirectLoadStrategy": "direct_load",
     "Peft": "peft",
     "adapter_state_dict": "adapter_checkpoint",
     "add_adapters": "adapting",
@@ -48,6 +50,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "DirectLoadStrategy",
     "Peft",
     "adapter_state_dict",
     "add_adapters",

@@ -10,12 +10,12 @@ from typing import Any, cast
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed, nn
 
 from .checkpoint_names import keys_of, use_saved_names
 from .chunks import chunks_of, stage_of
+from .direct_load import DirectLoadStrategy
 
 FORMATS = ("torch_dist",)
 _CONTENT: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
@@ -78,7 +78,8 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load model and optimizer from the folder `path` at whatever parallelism they have now; the rest is answered.
 
-    All ranks take part. Keys that differ are an error of `load_state_dict` where `strict`.
+    All ranks take part. Keys that differ are an error of `load_state_dict` where `strict`. `load_strategy` is one of
+    upstream's or `DirectLoadStrategy()`, which is the default.
     """
     state: dict[str, Any] = dict(generate_model_state_dict(model, pg_collection=pg_collection))
     if optimizer is not None:
@@ -124,8 +125,8 @@ def load_sections(model: Sequence[nn.Module] | nn.Module, loaded: Mapping[str, A
 
 
 def strategy_for(fully_parallel: bool, pg_collection: ProcessGroupCollection | None) -> Any:
-    """Upstream's loader; with `fully_parallel`, ranks that hold the same shard read parts of it and exchange them."""
-    plain = TorchDistLoadShardedStrategy()
+    """Ours; with `fully_parallel`, ranks that hold the same shard read parts of it and exchange them."""
+    plain = DirectLoadStrategy()
     if not fully_parallel:
         return plain
     groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()

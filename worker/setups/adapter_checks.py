@@ -12,7 +12,7 @@ from .trainer_run import TrainerRun
 
 _QKV = "linear_qkv"
 _OF_EXPERTS = ("linear_fc1", "linear_fc2")
-_WITHOUT_EXPERTS = "Set peft.exclude_modules to ['*.experts.*'], or choose type lora."
+_WITHOUT_EXPERTS = "Set peft.target_modules to layers outside experts, such as linear_qkv, or choose type lora."
 
 
 def adapter_problems(run: TrainerRun) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.iterations import iteration_name
 from ..jobs.setup_spec import DdpSettings, Parallelism, PeftSettings, Recompute
 from ..jobs.spec_fields import DType
 from ..mapping.bindings import Model
@@ -23,6 +24,8 @@ class TrainerRun:
     """The Megatron checkpoint: a folder with a tracker file."""
     iteration: int | None
     """None: `release`."""
+    tracked: str
+    """What the tracker file names: that iteration, unless another one was asked for."""
     hf: Path
     """A folder with config.json and, where there is one, the tokenizer."""
     hf_weights: Path | None
@@ -64,6 +67,11 @@ class TrainerRun:
     def expert_replicas(self) -> int:
         """Ranks that hold the same experts; without experts, as many as the sizes would have it."""
         return self.world_size // (self.etp_size * self.parallelism.ep_size * self.parallelism.pp_size)
+
+    @property
+    def weights(self) -> Path:
+        """The iteration's folder."""
+        return self.base / iteration_name(self.iteration)
 
     @property
     def checkpoints(self) -> str:

@@ -1,14 +1,20 @@
-"""Megatron-Bridge: `run_config.yaml`, which every setup has, and overrides for its scripts' `--config-file`."""
+"""Megatron-Bridge: `run_config.yaml`, which every setup has, and overrides for its scripts' `--config-file`.
+
+A freshly initialised adapter is loaded as a checkpoint to go on from: `checkpoint.load` at the first start alone, since
+later ones go on from what was saved.
+"""
 
 from collections.abc import Mapping
 
 from ..ddp_values import ddp_values
+from ..peft_values import peft_values
 from ..profile import Profile, ReadKey
 from ..run_values import parallel_values, recompute_values, stage_values
 from ..trainer_run import TrainerRun
 from ..yaml_text import yaml_text
+from .refusal import refuse_exclusions
 
-_TRAINER = "Megatron-Bridge 0.2"
+_TRAINER = "Megatron-Bridge 0.6.2"
 OVERRIDES = "bridge_overrides.yaml"
 _CONFIG_PY = "src/megatron/bridge/training/config.py"
 _PARALLEL_PY = "megatron/core/model_parallel_config.py"
@@ -19,6 +25,7 @@ _LORA_PY = "src/megatron/bridge/peft/lora.py"
 
 def document(run: TrainerRun) -> dict[str, object]:
     """Sections of `ConfigContainer`."""
+    refuse_exclusions(run, _TRAINER)
     model: dict[str, object] = {
         **parallel_values(run),
         **stage_values(run),
@@ -29,7 +36,8 @@ def document(run: TrainerRun) -> dict[str, object]:
     found: dict[str, object] = {
         "model": model,
         "checkpoint": {
-            "pretrained_checkpoint": str(run.base),
+            # The iteration's own folder: whatever the tracker file beside it says.
+            "pretrained_checkpoint": str(run.weights),
             "load": run.checkpoints,
             "save": run.checkpoints,
             "ckpt_format": "torch_dist",
@@ -40,7 +48,7 @@ def document(run: TrainerRun) -> dict[str, object]:
         "rng": {"seed": run.seed},
         "ddp": {name: ddp[name] for name in _ddp_names(run)},
     }
-    return found if run.peft is None else found | {"peft": _peft(run)}
+    return found if run.peft is None else found | {"peft": peft_values(run)}
 
 
 def _ddp_names(run: TrainerRun) -> tuple[str, ...]:
@@ -53,31 +61,18 @@ def _ddp_names(run: TrainerRun) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*always, *run.ddp.overrides)))
 
 
-def _peft(run: TrainerRun) -> dict[str, object]:
-    assert run.peft is not None
-    values: dict[str, object] = {
-        "dim": run.peft.dim,
-        "alpha": run.peft.alpha,
-        "dropout": run.peft.dropout,
-        "dropout_position": run.peft.dropout_position,
-    }
-    for name in ("target_modules", "exclude_modules"):
-        if names := getattr(run.peft, name):
-            values[name] = names
-    return values
-
-
 def _files(run: TrainerRun) -> Mapping[str, bytes]:
     kind = "" if run.peft is None else f"\nThe recipe's PEFT scheme must be {run.peft.type}: `--peft {run.peft.type}`."
     return {OVERRIDES: yaml_text(document(run), f"For --config-file of Megatron-Bridge's training scripts.{kind}")}
 
 
 def _start(run: TrainerRun) -> tuple[str, str, str]:
+    adapter = "" if run.adapter is None else f" With this adapter: checkpoint.load={run.adapter} at the first start."
     return (
         f"`run_config.yaml` describes the run, `{OVERRIDES}` what differs from a recipe; the base is `{run.base}`.",
         f"Start: `CUDA_DEVICE_MAX_CONNECTIONS=1 torchrun --nproc-per-node {run.gpus_per_node} YOUR_FINETUNE_SCRIPT.py "
         f"--config-file {run.target / OVERRIDES}`.",
-        "Set first: the recipe, its dataset, train.global_batch_size and train.train_iters.",
+        f"Set first: the recipe, its dataset, train.global_batch_size and train.train_iters.{adapter}",
     )
 
 
@@ -125,7 +120,7 @@ MEGATRON_BRIDGE = Profile(
         ReadKey(name="ddp.*", read_by=_DDP_PY),
         *(
             ReadKey(name=f"peft.{name}", read_by=_LORA_PY)
-            for name in ("dim", "alpha", "dropout", "dropout_position", "target_modules", "exclude_modules")
+            for name in ("dim", "alpha", "dropout", "dropout_position", "target_modules", "share_expert_adapters")
         ),
     ),
     files=_files,

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import cast
 
+from ...checkpoints.iterations import TRACKER
 from ...mapping.upstream_classes import VARIANT_FIELDS
 from ...mapping.vocabulary import padded_size
 from ..ddp_values import ddp_values
 from ..profile import Profile, ReadKey
 from ..trainer_run import TrainerRun
-from .refusal import no_setting, refuse_peft, refuse_variant
+from .refusal import no_setting, refuse_peft, refuse_variant, step_to_name
 
 _TRAINER = "Megatron-LM (megatron-core 0.19.2)"
 ARGUMENTS, START = "arguments.txt", "start.sh"
@@ -168,6 +169,7 @@ _OF_RUN = (
     "--micro-batch-size",
     "--seed",
     "--pretrained-checkpoint",
+    "--ckpt-step",
     "--load",
     "--save",
     "--save-interval",
@@ -329,6 +331,7 @@ set -euo pipefail
 # The program insists on it with tensor or context parallelism, up to Hopper.
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 eval "ARGUMENTS=($(cat "$(dirname "$0")/{ARGUMENTS}"))"
+{_first_step(run)}
 exec torchrun --nproc-per-node "${{GPUS_PER_NODE:-{run.gpus_per_node}}}" --nnodes "${{NODES:-{run.nodes}}}" \\
   --node-rank "${{NODE_RANK:-0}}" --master-addr "${{MASTER_ADDR:-localhost}}" \\
   {program} "${{ARGUMENTS[@]}}" --global-batch-size "${{GLOBAL_BATCH_SIZE:-{run.micro_batch_size * run.dp_size}}}" \\
@@ -336,6 +339,15 @@ exec torchrun --nproc-per-node "${{GPUS_PER_NODE:-{run.gpus_per_node}}}" --nnode
   --data-path "${{DATA:?a .bin/.idx prefix}}" "$@"
 """
     return text.encode()
+
+
+def _first_step(run: TrainerRun) -> str:
+    """Of the first start alone: later ones would look for that iteration among what was saved."""
+    step = step_to_name(run, _TRAINER)
+    if step is None:
+        return ""
+    saved = shlex.quote(f"{run.checkpoints}/{TRACKER}")
+    return f"# The base's tracker file names another iteration.\n[ -e {saved} ] || ARGUMENTS+=(--ckpt-step {step})"
 
 
 def _start(run: TrainerRun) -> tuple[str, str, str]:

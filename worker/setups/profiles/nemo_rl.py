@@ -1,22 +1,25 @@
 """NeMo-RL, its Megatron policy: overrides of `grpo_math_1B_megatron.yaml`, and the base where it looks for its import.
 
 NeMo-RL imports an HF model once into `$NRL_MEGATRON_CHECKPOINT_DIR/model_<path with _ for />/iter_0000000`, and starts
-from that folder where it is there, with a tracker file beside it (`nemo_rl/models/megatron/setup.py`).
+from that folder where it is there, with a tracker file beside it; the model is what `run_config.yaml` there says, a
+provider of Megatron-Bridge's (`nemo_rl/models/megatron/setup.py`). It always draws its own adapters.
 """
 
 import shlex
 from collections.abc import Mapping
 
-from ...checkpoints.iterations import TRACKER, iteration_name, tracker_text
+from ...checkpoints.iterations import RELEASE, TRACKER
 from ...mapping.run_config import RUN_CONFIG
+from ...mapping.upstream_classes import VARIANT_FIELDS
 from ..ddp_values import ddp_values
+from ..peft_values import peft_values
 from ..profile import Profile, ReadKey
 from ..run_values import parallel_values, stage_values
 from ..trainer_run import TrainerRun
 from ..yaml_text import yaml_text
-from .refusal import no_setting
+from .refusal import no_setting, refuse_exclusions, refuse_variant
 
-_TRAINER = "NeMo-RL (commit 00294d9)"
+_TRAINER = "NeMo-RL 0.5.0"
 OVERRIDES, START = "nemo_rl.yaml", "start.sh"
 _EXAMPLE = "examples/configs/grpo_math_1B_megatron.yaml"
 _LORA_EXAMPLE = "examples/configs/grpo_math_1B_lora_megatron.yaml"
@@ -27,13 +30,17 @@ _DDP = (
     "average_in_collective",
     "data_parallel_sharding_strategy",
 )
+_SETUP = "nemo_rl/models/megatron/setup.py"
+_OF_MODEL = ("apply_rope_fusion", "bias_activation_fusion")
+"""Fusions that the example sets for its own model, and that not every model can have."""
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _POLICY = "policy.megatron_cfg"
 
 
 def document(run: TrainerRun) -> dict[str, object]:
     """What differs from NeMo-RL's example. BadInputError where it has no such setting."""
-    sizes = run.parallelism
+    sizes, values = run.parallelism, run.model.mcore
+    refuse_variant(run, _TRAINER, VARIANT_FIELDS)
     if sizes.vpp_size is not None:
         raise no_setting(_TRAINER, "spec field parallelism.vpp_size", sizes.vpp_size, "Leave it out.")
     if run.ddp.use_megatron_fsdp:
@@ -50,6 +57,7 @@ def document(run: TrainerRun) -> dict[str, object]:
         "enabled": True,
         **{name: value for name, value in parallel_values(run).items() if not name.startswith("virtual")},
         **stage_values(run),
+        **{name: bool(values.get(name)) for name in _OF_MODEL},
         "activation_checkpointing": run.recompute == "full",
         "optimizer": {
             "use_distributed_optimizer": run.ddp.use_distributed_optimizer,
@@ -80,14 +88,12 @@ def _lora(run: TrainerRun) -> dict[str, object]:
         return {}
     if run.peft.type != "lora":
         raise no_setting(_TRAINER, "spec field peft.type", run.peft.type, "Choose `lora`.")
+    refuse_exclusions(run, _TRAINER)
+    said = peft_values(run)
     values: dict[str, object] = {
         "enabled": True,
-        "dim": run.peft.dim,
-        "alpha": run.peft.alpha,
-        "dropout": run.peft.dropout,
-        "dropout_position": run.peft.dropout_position,
-        "target_modules": run.peft.target_modules,
-        "exclude_modules": run.peft.exclude_modules,
+        **{name: value for name, value in said.items() if name != "share_expert_adapters"},
+        "exclude_modules": (),
         # Read without defaults.
         "lora_A_init_method": "xavier",
         "lora_B_init_method": "zero",
@@ -106,7 +112,7 @@ def _files(run: TrainerRun) -> Mapping[str, bytes]:
 def _start_script(run: TrainerRun) -> bytes:
     name = str(run.hf_weights or run.hf)
     imported = f"model_{name.replace('/', '_')}"
-    weights = iteration_name(run.iteration)
+    run_config = (run.weights if run.base == run.target else run.target) / RUN_CONFIG
     return f"""#!/usr/bin/env bash
 # From NeMo-RL's folder: bash {shlex.quote(str(run.target / START))}
 set -euo pipefail
@@ -114,20 +120,21 @@ set -euo pipefail
 export NRL_MEGATRON_CHECKPOINT_DIR={shlex.quote(f"{run.target}-nemo-rl")}
 IMPORTED="$NRL_MEGATRON_CHECKPOINT_DIR"/{shlex.quote(imported)}
 mkdir -p "$IMPORTED/iter_0000000"
-cp -rs --remove-destination {shlex.quote(f"{run.base / weights}/.")} "$IMPORTED/iter_0000000"
-ln -sf {shlex.quote(str(run.target / RUN_CONFIG))} "$IMPORTED/iter_0000000/{RUN_CONFIG}"
-[ {weights} = iter_0000000 ] || ln -sfn iter_0000000 "$IMPORTED/{weights}"
-# Without this file NeMo-RL starts from random weights, silently.
-echo {tracker_text(run.iteration)} > "$IMPORTED/{TRACKER}"
+cp -rs --remove-destination {shlex.quote(f"{run.weights}/.")} "$IMPORTED/iter_0000000"
+ln -sf {shlex.quote(str(run_config))} "$IMPORTED/iter_0000000/{RUN_CONFIG}"
+ln -sfn iter_0000000 "$IMPORTED/{RELEASE}"
+# Without this file NeMo-RL starts from random weights, silently; and it takes no iteration 0.
+echo {RELEASE} > "$IMPORTED/{TRACKER}"
 cp {shlex.quote(str(run.target / OVERRIDES))} examples/configs/ferry_{OVERRIDES}
 exec uv run examples/run_grpo.py --config examples/configs/ferry_{OVERRIDES} "$@"
 """.encode()
 
 
 def _start(run: TrainerRun) -> tuple[str, str, str]:
+    adapter = "" if run.adapter is None else f" It draws adapters of its own: `{run.adapter}` is not loaded."
     return (
         f"`{OVERRIDES}` builds on NeMo-RL's {_EXAMPLE}; the base is `{run.base}`.",
-        f"Start in NeMo-RL's folder: `bash {run.target / START}`.",
+        f"Start in NeMo-RL's folder: `bash {run.target / START}`.{adapter}",
         "Set first, as further overrides: data, env, grpo.num_prompts_per_step, policy.train_global_batch_size"
         + ("; vLLM needs the HF weights, which are not here." if run.hf_weights is None else "."),
     )
@@ -167,6 +174,7 @@ NEMO_RL = Profile(
                 "cluster.num_nodes",
             )
         ),
+        *(ReadKey(name=f"{_POLICY}.{name}", read_by=_SETUP) for name in _OF_MODEL),
         *(
             ReadKey(name=f"{_POLICY}.peft.{name}", read_by=_LORA_EXAMPLE)
             for name in (

@@ -9,12 +9,19 @@ from collections.abc import Iterator, Mapping
 from ..profile import Profile, ReadKey
 from ..trainer_run import TrainerRun
 from .megatron_lm import MEGATRON_LM, argument_file, model_arguments
-from .refusal import no_setting
+from .refusal import no_setting, step_to_name
 
 _TRAINER = "slime (commit f4fcce8)"
 ARGUMENTS = "slime_arguments.txt"
 _SLIME_PY = "slime/utils/arguments.py"
-_OWN = ("--hf-checkpoint", "--ref-load", "--actor-num-nodes", "--actor-num-gpus-per-node", "--num-gpus-per-node")
+_OWN = (
+    "--hf-checkpoint",
+    "--ref-load",
+    "--ref-ckpt-step",
+    "--actor-num-nodes",
+    "--actor-num-gpus-per-node",
+    "--num-gpus-per-node",
+)
 _LATER = ("--load", "--save")
 _NOT_ITS = frozenset({"--pretrained-checkpoint", "--tokenizer-type", "--tokenizer-model", "--ckpt-format"})
 """slime takes these from `--hf-checkpoint` and `--ref-load`. `--vocab-size` is its own: it cuts padding off by that."""
@@ -32,6 +39,9 @@ def arguments(run: TrainerRun) -> Iterator[tuple[str, ...]]:
     yield "--hf-checkpoint", str(run.hf_weights or run.hf)
     # The reference's checkpoint is the first start's too: `--load` is empty until something is saved.
     yield "--ref-load", str(run.base)
+    step = step_to_name(run, _TRAINER)
+    if step is not None:
+        yield "--ref-ckpt-step", str(step)
     yield "--load", run.checkpoints
     yield "--save", run.checkpoints
     yield "--actor-num-nodes", str(run.nodes)

@@ -4,23 +4,26 @@ The base is loaded by `dist_checkpointing`, or from HF weights where there are a
 dummy weights and gets the trainer's.
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import cast
 
-from ...checkpoints.iterations import iteration_name
+from ...checkpoints.iterations import RELEASE
 from ..ddp_values import ddp_values
+from ..peft_values import peft_values
 from ..profile import Profile, ReadKey
 from ..run_values import parallel_values, recompute_values, stage_values
 from ..trainer_run import TrainerRun
-from .refusal import no_setting
+from .refusal import no_setting, refuse_exclusions
 
-_TRAINER = "verl (commit 0b8f32c)"
+_TRAINER = "verl 0.9.1"
 OVERRIDES = "verl_overrides.txt"
 _ENGINE = "verl/trainer/config/engine/megatron.yaml"
 _MODEL = "verl/trainer/config/model/hf_model.yaml"
 _ROLLOUT = "verl/trainer/config/rollout/rollout.yaml"
-_PPO = "verl/trainer/config/ppo_megatron_trainer.yaml"
+_PPO = "verl/trainer/config/ppo_trainer.yaml"
+_ACTOR_YAML, _REF_YAML = "verl/trainer/config/actor/actor.yaml", "verl/trainer/config/ref/ref.yaml"
 _DATA = "verl/trainer/config/data/legacy_data.yaml"
 
 _ACTOR, _REF = "actor_rollout_ref.actor.megatron", "actor_rollout_ref.ref.megatron"
@@ -36,11 +39,11 @@ _PARALLEL = (
     "use_dist_checkpointing",
     "dist_checkpointing_path",
     "use_mbridge",
+    "dtype",
 )
 _OF_ACTOR = (
     "use_distributed_optimizer",
     "seed",
-    "dtype",
     "+override_transformer_config.num_layers_in_first_pipeline_stage",
     "+override_transformer_config.num_layers_in_last_pipeline_stage",
     "override_transformer_config.recompute_granularity",
@@ -48,7 +51,9 @@ _OF_ACTOR = (
     "override_transformer_config.recompute_num_layers",
     "vanilla_mbridge",
 )
-_OF_LORA = ("type", "rank", "alpha", "dropout", "dropout_position", "target_modules", "exclude_modules")
+_OF_LORA = ("type", "rank", "alpha", "dropout", "dropout_position", "target_modules", "adapter_path")
+_PLAIN = re.compile(r"[\w./*+-]+")
+"""What hydra's grammar takes as it is."""
 
 
 def _files(run: TrainerRun) -> Mapping[str, bytes]:
@@ -73,11 +78,20 @@ def overrides(run: TrainerRun) -> Iterator[tuple[str, object]]:
         yield f"+{_ACTOR}.override_ddp_config.{name}", ddp[name]
     yield from _lora(run)
     yield "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", run.micro_batch_size
+    # Asked for, and without defaults.
+    yield "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu", run.micro_batch_size
+    yield "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu", run.micro_batch_size
+    yield "actor_rollout_ref.rollout.name", "vllm"
     yield "actor_rollout_ref.rollout.load_format", "dummy"
+    yield "actor_rollout_ref.rollout.dtype", str(run.model.mcore.get("params_dtype"))
+    yield "actor_rollout_ref.rollout.tensor_model_parallel_size", run.parallelism.tp_size
+    # The default asks for a critic, whose model is not here.
+    yield "algorithm.adv_estimator", "grpo"
     yield "data.max_response_length", run.sequence_length // 2
     yield "data.max_prompt_length", run.sequence_length - run.sequence_length // 2
     yield "trainer.n_gpus_per_node", run.gpus_per_node
     yield "trainer.nnodes", run.nodes
+    yield "trainer.default_local_dir", run.checkpoints
 
 
 def _refuse(run: TrainerRun) -> None:
@@ -88,6 +102,7 @@ def _refuse(run: TrainerRun) -> None:
     if run.peft is not None and run.hf_weights is None:
         next_step = "Set up from the HF folder: with adapters verl loads the base from HF weights alone."
         raise no_setting(_TRAINER, "spec field peft without HF weights", run.peft.type, next_step)
+    refuse_exclusions(run, _TRAINER)
 
 
 def _engine(run: TrainerRun) -> Mapping[str, object]:
@@ -95,9 +110,10 @@ def _engine(run: TrainerRun) -> Mapping[str, object]:
         **parallel_values(run),
         # verl puts adapters on before it loads, and its reader of checkpoints would look for them in the base.
         "use_dist_checkpointing": run.peft is None,
-        "dist_checkpointing_path": str(run.base / iteration_name(run.iteration)) if run.peft is None else None,
+        "dist_checkpointing_path": str(run.weights) if run.peft is None else None,
         # The config is the bridge's, weights come from the base; newer versions have no other builder.
         "use_mbridge": True,
+        "dtype": str(run.model.mcore.get("params_dtype")),
     }
 
 
@@ -105,7 +121,6 @@ def _actor(run: TrainerRun) -> Mapping[str, object]:
     return {
         "use_distributed_optimizer": run.ddp.use_distributed_optimizer,
         "seed": run.seed,
-        "dtype": str(run.model.mcore.get("params_dtype")),
         **{f"+override_transformer_config.{name}": value for name, value in stage_values(run).items()},
         **{f"override_transformer_config.{name}": value for name, value in recompute_values(run).items()},
         "vanilla_mbridge": False if run.peft is not None else None,
@@ -116,14 +131,16 @@ def _lora(run: TrainerRun) -> Iterator[tuple[str, object]]:
     if run.peft is None:
         return
     yield f"{_LORA}.type", run.peft.type
-    yield f"{_LORA}.rank", run.peft.dim
-    yield f"{_LORA}.alpha", run.peft.alpha
-    yield f"{_LORA}.dropout", run.peft.dropout
-    yield f"{_LORA}.dropout_position", run.peft.dropout_position
-    if run.peft.target_modules:
-        yield f"{_LORA}.target_modules", run.peft.target_modules
-    if run.peft.exclude_modules:
-        yield f"{_LORA}.exclude_modules", run.peft.exclude_modules
+    for name, value in peft_values(run).items():
+        match name:
+            case "dim":
+                yield f"{_LORA}.rank", value
+            case "share_expert_adapters":
+                yield f"+{_LORA}.{name}", value
+            case _:
+                yield f"{_LORA}.{name}", value
+    if run.adapter is not None:
+        yield f"{_LORA}.adapter_path", str(run.adapter / RELEASE)
 
 
 def _under(prefix: str, name: str) -> str:
@@ -131,11 +148,13 @@ def _under(prefix: str, name: str) -> str:
 
 
 def _text(value: object) -> str:
+    """In hydra's grammar, in which quotes keep spaces, commas and equal signs as they are."""
     match value:
-        case bool():
-            return str(value)
         case tuple():
-            return f"[{','.join(cast('tuple[str, ...]', value))}]"
+            return f"[{','.join(map(_text, cast('tuple[str, ...]', value)))}]"
+        case str() if not _PLAIN.fullmatch(value):
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            return f"'{escaped}'"
         case _:
             return str(value)
 
@@ -147,7 +166,8 @@ def _start(run: TrainerRun) -> tuple[str, str, str]:
         "Start: `mapfile -t OVERRIDES < "
         f"{arguments} && python3 -m verl.trainer.main_ppo --config-name=ppo_megatron_trainer "
         '"${OVERRIDES[@]}"`.',
-        "Set first, as further overrides: data.train_files, data.val_files, data.train_batch_size, the reward.",
+        "Set first, as further overrides: data.train_files, data.val_files, data.train_batch_size, "
+        "actor_rollout_ref.actor.ppo_mini_batch_size, actor_rollout_ref.rollout.n, the reward.",
     )
 
 
@@ -162,13 +182,26 @@ VERL = Profile(
         ReadKey(name=f"+{_ACTOR}.override_ddp_config.*", read_by=_ENGINE),
         *(ReadKey(name=f"{_LORA}.{name}", read_by=_MODEL) for name in _OF_LORA),
         ReadKey(
-            name="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", read_by="verl/trainer/config/actor/actor.yaml"
+            name=f"+{_LORA}.share_expert_adapters", read_by="megatron/bridge/peft/utils.py of Megatron-Bridge 0.6.2"
         ),
-        ReadKey(name="actor_rollout_ref.rollout.load_format", read_by=_ROLLOUT),
+        ReadKey(name="actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", read_by=_ACTOR_YAML),
+        ReadKey(name="actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu", read_by=_REF_YAML),
+        *(
+            ReadKey(name=f"actor_rollout_ref.rollout.{name}", read_by=_ROLLOUT)
+            for name in (
+                "name",
+                "load_format",
+                "dtype",
+                "tensor_model_parallel_size",
+                "log_prob_micro_batch_size_per_gpu",
+            )
+        ),
+        ReadKey(name="algorithm.adv_estimator", read_by=_PPO),
         ReadKey(name="data.max_response_length", read_by=_DATA),
         ReadKey(name="data.max_prompt_length", read_by=_DATA),
         ReadKey(name="trainer.n_gpus_per_node", read_by=_PPO),
         ReadKey(name="trainer.nnodes", read_by=_PPO),
+        ReadKey(name="trainer.default_local_dir", read_by=_PPO),
     ),
     files=_files,
     start=_start,
