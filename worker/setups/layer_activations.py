@@ -83,13 +83,13 @@ class LayerActivations:
                 assert_never(kind.mixer)
 
     def _attention(self) -> float:
-        """q, k and v as attention takes them, and its output; computed once, also what q, k and v come out of."""
+        """q, k and v as attention takes them, and its output; and what they come out of, since v is a slice of it."""
         values = self._values
         heads = values.positive("num_attention_heads")
         width = values.integer("kv_channels", self.hidden // heads)
         queries, both = heads * width, 2 * values.integer("num_query_groups", heads) * width
         gate = 2 * queries if values.get("attention_output_gate") else 0  # the gate, and the output before it
-        projected = 0 if self._selective else queries + both
+        projected = queries + both // 2  # beside v, which it has in it
         return (2 * queries + both + gate + projected) / self._tp
 
     def _latent_attention(self) -> float:

@@ -84,7 +84,7 @@ class Watch:
     def _named(self, model: Any) -> Iterator[Any]:
         """Hooks by which the innermost module at work is known."""
         for path, module in model.named_modules():
-            name = re.sub(r"\.\d+\.", ".*.", path).removeprefix("module.module.")
+            name = re.sub(r"\.\d+(?=\.|$)", ".*", path).removeprefix("module.module.")
             yield module.register_forward_pre_hook(lambda *_, name=name: self._at_work.append(name))
             yield module.register_forward_hook(lambda *_: self._left())
 
