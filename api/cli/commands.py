@@ -60,6 +60,7 @@ from .locations import as_sent, weighted
 from .places import Here, Place, There
 from .room import refuse_without_room
 from .setup_fields import setup_spec
+from .setup_plan import in_order
 
 _CUT = "Parallelism"
 app = typer.Typer(
@@ -312,6 +313,7 @@ def setup(
     rate: Rate = None,
     allow_pickle: AllowPickle = False,
     plan: Plan = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With --plan: what goes into each tensor too.")] = False,
     no_wait: NoWait = False,
     server: Server = None,
     priority: Urgency = None,
@@ -360,7 +362,12 @@ def setup(
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
     place = _place(server, local=local, jobs=jobs, rate=rate, allow_pickle=allow_pickle, asks=asks)
-    _convert(spec, place, plan=plan, no_wait=no_wait)
+    if plan:
+        found = _plan(spec, place)
+        _print(in_order(found, verbose=verbose))
+        refuse_without_room(found)
+        return
+    _convert(spec, place, plan=False, no_wait=no_wait)
 
 
 adapter_commands = typer.Typer(

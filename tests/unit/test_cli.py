@@ -16,6 +16,7 @@ import pytest
 from api.cli.locations import as_sent, weighted
 from api.cli.sizes import show_size
 from api.cli.tables import show_age
+from tests.llama_folder import write_llama
 from worker.jobs.sizes import parse_size
 from worker.mapping.registry import FAMILIES
 
@@ -215,3 +216,15 @@ def test_a_local_import_that_is_stopped_leaves_nothing(
     assert process.returncode == code
     assert "Traceback" not in rest
     assert os.listdir(tmp_path) == ["hf"]
+
+
+def test_the_plan_of_a_setup_begins_with_its_verdict_and_counts_what_is_long(tmp_path: Path) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=16)
+    asked = ("setup", tmp_path / "hf", tmp_path / "run", "--tp", 2, "--plan", "--local")
+
+    shown, whole = (json.loads(ferry(*asked, *more).stdout) for more in ((), ("--verbose",)))
+
+    assert list(shown)[:6] == ["verdict", "kind", "family", "source", "target", "setup"]
+    assert shown["verdict"].startswith("--tp 2 on 2 GPUs fits: an estimated 0.0 GiB on a rank of stage 0")
+    assert shown["conversion"]["tasks"] == len(whole["tasks"]) > 1
+    assert not {"tasks", "parts"} & shown.keys()

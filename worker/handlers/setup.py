@@ -33,7 +33,7 @@ from ..setups.registry import profile_of
 from ..setups.run_config import run_config
 from ..setups.run_values import run_values
 from ..setups.stages import fewest_gpus
-from ..setups.suggestion import refuse_too_large
+from ..setups.suggestion import fits, refuse_too_large
 from ..setups.trainer_run import TrainerRun
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
@@ -183,6 +183,7 @@ def _told(spec: SetupSpec, profile: Profile, trainer_run: TrainerRun, memory: Me
         "dp_size": trainer_run.dp_size,
     }
     return {
+        "verdict": fits(trainer_run, memory, spec.gpu_bytes),
         "profile": profile.trainer,
         "parallelism": {**sizes, **decided},
         "sequence_length": trainer_run.sequence_length,

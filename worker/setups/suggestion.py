@@ -45,6 +45,12 @@ def refuse_too_large(run: TrainerRun, gpu_bytes: int) -> MemoryEstimate:
     )
 
 
+def fits(run: TrainerRun, found: MemoryEstimate, gpu_bytes: int) -> str:
+    """What is said of a run that was not refused."""
+    sizes = _named(run.parallelism, run.world_size)
+    return f"{sizes} fits: an estimated {_table(found.most)}; a GPU has {_gib(gpu_bytes)}"
+
+
 def room_of(gpu_bytes: int) -> int:
     """What is left free."""
     return min(_ROOM, gpu_bytes // 10)
