@@ -40,7 +40,7 @@ def write_fp8(folder: Path, size: Size) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(size.config | {"quantization_config": _FP8}))
     chance = np.random.default_rng(0)
-    pattern = realistic_codes(2**24).tobytes()
+    pattern = realistic_codes(2**21).tobytes()
     header: dict[str, Any] = {}
     pieces: list[bytes | int] = []
     end = 0
@@ -78,8 +78,9 @@ class Taken:
     cpu_seconds: float
     first: float = 0.0
     memory: int = 0
-    """By how much a process grew beyond this one, of bytes that are no file's: anonymous ones, and shared ones, as
-    page-locked memory may be."""
+    """Peak bytes of one process that are no file's: anonymous ones, and shared ones, as page-locked memory may be."""
+    inherited: int = 0
+    """Of them, what this process held when it forked."""
 
 
 def copy_phase(files: tuple[TargetFile, ...], out: Path, options: CopyOptions) -> Taken:
@@ -103,7 +104,13 @@ def copy_phase(files: tuple[TargetFile, ...], out: Path, options: CopyOptions) -
     with _Peak() as peak:
         do_parts(parts, queue, Copy(out), options, report)
     seconds = time.monotonic() - started
-    return Taken(seconds=seconds, cpu_seconds=_cpu_of_children() - cpu, first=heard[0], memory=peak.bytes)
+    return Taken(
+        seconds=seconds,
+        cpu_seconds=_cpu_of_children() - cpu,
+        first=heard[0],
+        memory=peak.bytes,
+        inherited=peak.inherited,
+    )
 
 
 def plain_copy(source: Path, target: Path) -> Taken:
@@ -132,7 +139,7 @@ class _Peak:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._at_first = unfiled_bytes(os.getpid())
+        self.inherited = unfiled_bytes(os.getpid())
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch)
 
@@ -147,7 +154,7 @@ class _Peak:
     def _watch(self) -> None:
         while not self._over.wait(0.02):
             for child in psutil.Process().children():
-                self.bytes = max(self.bytes, unfiled_bytes(child.pid) - self._at_first)
+                self.bytes = max(self.bytes, unfiled_bytes(child.pid))
 
 
 def unfiled_bytes(pid: int) -> int:
@@ -176,11 +183,16 @@ def compare(name: str, files: tuple[TargetFile, ...], folder: Path, legs: dict[s
 def _line(size: int, runs: list[Taken]) -> str:
     seconds, least = median(run.seconds for run in runs), min(run.seconds for run in runs)
     cpu = min(run.cpu_seconds for run in runs)
-    first, memory = median(run.first for run in runs), max(run.memory for run in runs)
+    first, largest = median(run.first for run in runs), max(runs, key=lambda run: run.memory)
     return (
         f"{seconds:6.2f} s (least {least:.2f}) {size / seconds / 1e9:5.2f} GB/s;  CPU {cpu:5.2f} s"
         f" {size / max(cpu, 0.01) / 1e9:5.2f} GB/s"
-        + (f";  first bytes after {first:.1f} s;  a process grows by {memory >> 20} MiB" if memory else "")
+        + (
+            f";  first bytes after {first:.1f} s;  a process holds {largest.memory >> 20} MiB,"
+            f" {largest.inherited >> 20} from its parent"
+            if largest.memory
+            else ""
+        )
     )
 
 
