@@ -8,7 +8,7 @@ whole for each part of it that is asked for. Here a chunk is found by its slice 
 # Megatron-Core leaves half of its functions without types: that is not ours to report.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -75,20 +75,21 @@ def _is_plain(value: object, folder: TorchDistFolder) -> bool:
     return same or (value.allow_shape_mismatch and len(value.global_shape) == len(stored))
 
 
-def _load(asked: Iterable[ShardedTensor], folder: TorchDistFolder) -> dict[int, torch.Tensor]:
-    """Fill the tensors, file by file and from its first byte on. By the id of what asked for them."""
-    filled: dict[int, torch.Tensor] = {}
-    reads: list[_Read] = []
-    for value in asked:
-        filled[id(value)] = _target(value)
-        reads += _reads(value, filled[id(value)], folder)
-    reads.sort(key=lambda read: (read.part.path, read.part.offset))
-    for path, of_file in groupby(reads, key=lambda read: read.part.path):
+def _load(asked: Sequence[ShardedTensor], folder: TorchDistFolder) -> dict[int, torch.Tensor]:
+    """The tensors, filled; by the id of what asked for them."""
+    filled = {id(value): _target(value) for value in asked}
+    _fill([read for value in asked for read in _reads(value, filled[id(value)], folder)])
+    return filled
+
+
+def _fill(reads: Iterable[_Read]) -> None:
+    """File by file, each from its first byte on."""
+    ordered = sorted(reads, key=lambda read: (read.part.path, read.part.offset))
+    for path, of_file in groupby(ordered, key=lambda read: read.part.path):
         with path.open("rb") as file:
             data = mmap(file.fileno(), 0, access=ACCESS_COPY)  # never written; torch warns of memory that cannot be
         for read in of_file:
             read.target[read.part.target].copy_(_stored(data, read)[read.part.inside])
-    return filled
 
 
 def _target(value: ShardedTensor) -> torch.Tensor:
