@@ -12,7 +12,9 @@ from worker.jobs.spec import JobSpec
 from worker.jobs.state import Progress
 
 
-def do(spec: JobSpec, socket: Path, report: Callable[[Progress], None] = lambda _: None) -> Answer | Prepared:
+def do(
+    spec: JobSpec, socket: Path, report: Callable[[Progress], None] = lambda _: None, *, gpu: bool = False
+) -> Answer | Prepared:
     """With two copy processes; configs are built by the warm process at `socket`."""
     context = JobContext(
         locations=LocalPaths(),
@@ -22,6 +24,7 @@ def do(spec: JobSpec, socket: Path, report: Callable[[Progress], None] = lambda 
         reserve=refuse_full_disk,
         model_configs=WarmModelConfigs(socket),
         copy_processes=2,
+        gpu=gpu,
     )
     outcome = run(spec, context)
     if isinstance(outcome, Prepared):
