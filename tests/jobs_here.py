@@ -18,6 +18,7 @@ def do(
     report: Callable[[Progress], None] = lambda _: None,
     *,
     allow_pickle: bool = False,
+    gpu: bool = False,
 ) -> Answer | Prepared:
     """With two copy processes; configs are built by the warm process at `socket`."""
     context = JobContext(
@@ -28,6 +29,7 @@ def do(
         reserve=refuse_full_disk,
         model_configs=WarmModelConfigs(socket),
         copy_processes=2,
+        gpu=gpu,
     )
     outcome = run(spec, context)
     if isinstance(outcome, Prepared):

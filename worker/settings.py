@@ -109,6 +109,11 @@ def let_megatron_run_alone() -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
 
+def without_tf32() -> None:
+    """In a process that has not computed yet: fp32 products stay in fp32, whichever library's kernel makes them."""
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+
+
 def mark_children(name: str, value: str) -> None:
     """Put a mark in the environment of what this process starts."""
     os.environ[name] = value

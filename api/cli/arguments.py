@@ -75,6 +75,18 @@ Checks = Annotated[
         help="Before it is published: read every tensor again, or run both models. Repeatable.",
     ),
 ]
+TensorCheck = Annotated[
+    list[str] | None,
+    typer.Option("--verify", metavar="tensors", help="Before it is published: read every tensor again."),
+]
+SetupChecks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verify",
+        metavar="tensors|logits|load",
+        help="Of the base, before it is published, as an import's; `load` is --verify-load. Repeatable.",
+    ),
+]
 HFConfig = Annotated[
     str | None,
     typer.Option(

@@ -49,9 +49,11 @@ from .arguments import (
     Rate,
     Replace,
     Server,
+    SetupChecks,
     ShardBytes,
     Source,
     Target,
+    TensorCheck,
     Timeout,
     Urgency,
 )
@@ -201,6 +203,7 @@ def merge(
     max_shard_bytes: ShardBytes = None,
     dtype: Dtype = None,
     part_bytes: PartBytes = None,
+    verify: Checks = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -235,6 +238,7 @@ def merge(
             max_shard_bytes=_size(max_shard_bytes) if max_shard_bytes else None,
             dtype=dtype,
             part_bytes=_size(part_bytes) if part_bytes else None,
+            verify=cast("tuple[Check, ...]", tuple(verify or ())),
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
@@ -301,6 +305,7 @@ def setup(
         str | None, typer.Option("--gpu-memory", metavar="SIZE", help="Of one GPU; default: 80GiB.")
     ] = None,
     part_bytes: PartBytes = None,
+    verify: SetupChecks = None,
     verify_load: Annotated[
         bool, typer.Option("--verify-load", help="Load it with as many processes as the run has ranks, first.")
     ] = False,
@@ -356,7 +361,7 @@ def setup(
                 "recompute": recompute,
                 "gpu_bytes": _size(gpu_memory) if gpu_memory else None,
                 "part_bytes": _size(part_bytes) if part_bytes else None,
-                "verify": ("load",) if verify_load else None,
+                "verify": (*(verify or ()), *(("load",) if verify_load else ())) or None,
                 "on_exists": "reuse" if reuse else "replace" if replace else None,
             },
         )
@@ -384,6 +389,7 @@ def export_adapter(
         str | None, typer.Option(metavar="DIR", help="The model's config: an HF folder or a Megatron checkpoint.")
     ] = None,
     base_name: BaseName = None,
+    verify: TensorCheck = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -406,6 +412,7 @@ def export_adapter(
             target=as_sent(target),
             base=as_sent(base) if base else None,
             base_name=base_name,
+            verify=cast("tuple[Literal['tensors'], ...]", tuple(verify or ())),
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
@@ -427,6 +434,7 @@ def import_adapter(
     iteration: Annotated[
         int | None, typer.Option(min=0, help="Write iter_0000000 of this number instead of release.")
     ] = None,
+    verify: TensorCheck = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -450,6 +458,7 @@ def import_adapter(
             base=as_sent(base),
             form=form,
             iteration=iteration,
+            verify=cast("tuple[Literal['tensors'], ...]", tuple(verify or ())),
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)
@@ -469,6 +478,7 @@ def extract_adapter(
     dtype: Annotated[DType, typer.Option(help="Of the factors.")] = "fp32",
     hf_config: HFConfig = None,
     base_name: BaseName = None,
+    verify: TensorCheck = None,
     replace: Replace = False,
     local: Local = False,
     jobs: Jobs = _DEFAULT_JOBS,
@@ -495,6 +505,7 @@ def extract_adapter(
             dtype=dtype,
             hf_config=as_sent(hf_config) if hf_config else None,
             base_name=base_name,
+            verify=cast("tuple[Literal['tensors'], ...]", tuple(verify or ())),
             on_exists=_on_exists(replace),
         )
     asks = _asks(priority=priority, gpus=gpus, memory=memory, timeout=timeout, after=after, label=label)

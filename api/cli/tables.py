@@ -72,10 +72,19 @@ def summary(result: CheckpointResult) -> str:
 
 def _logits(figures: LogitsFigures) -> str:
     apart = figures.max_abs_difference / figures.range if figures.range else 0.0
+    bar = f"\n  bar: {figures.bar}" if figures.bar else ""
     return (
         f"  logits: largest difference {figures.max_abs_difference:.2g} ({apart:.1g} of their range), "
         f"cosine {figures.cosine:.6f}, the same first choice at {figures.top1_agreement:.1%} of places"
+        f"{_rounded(figures)}{bar}"
     )
+
+
+def _rounded(figures: LogitsFigures) -> str:
+    if figures.rounded is None:
+        return ""
+    apart = figures.rounded.max_abs_difference / figures.range if figures.range else 0.0
+    return f"\n  with both rounded alike: {apart:.1g} of their range, {figures.rounded.top1_agreement:.1%} of places"
 
 
 def verified(result: VerifyResult) -> str:

@@ -22,6 +22,7 @@ SUBMIT: dict[str, Example] = {
                 "source": "here:SmolLM2-135M-Instruct",
                 "target": "here:smollm2-merged",
                 "adapters": [{"path": "here:my-adapter", "weight": 1.0}],
+                "verify": ["tensors"],
             }
         },
     },
@@ -46,6 +47,7 @@ SUBMIT: dict[str, Example] = {
                 "target": "here:smollm2-training",
                 "profile": "megatron-lm",
                 "parallelism": {"tp_size": 3, "pp_size": 2},
+                "verify": ["tensors"],
             }
         },
     },

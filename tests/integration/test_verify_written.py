@@ -296,16 +296,17 @@ def test_the_logits_of_a_cast_are_compared_and_its_tensors_told(tmp_path: Path, 
     assert 0.9 < result.logits.cosine < 1
 
 
-def test_tensors_that_differ_are_no_excuse_for_other_logits(tmp_path: Path, warm_model_configs: Path) -> None:
+def test_a_limit_that_was_asked_for_holds_for_a_cast_too(tmp_path: Path, warm_model_configs: Path) -> None:
     one, other = cast_llama(tmp_path, warm_model_configs)
 
     with pytest.raises(BadInputError) as caught:
-        compared(one, other, warm_model_configs)
+        compared(one, other, warm_model_configs, logits_tolerance=0.001)
 
     assert caught.value.info.code == "not_verified"
     assert "a largest difference of" in caught.value.info.found
     assert "12 of 12 tensors" in caught.value.info.found
     assert "at most 0.001 of the range" in caught.value.info.expected
+    assert "as asked" in caught.value.info.expected
     assert "--tolerance" in caught.value.info.message
 
 
@@ -359,7 +360,7 @@ def test_limits_without_logits_are_refused(tmp_path: Path, warm_model_configs: P
 def test_the_command_line_tells_both_results(tmp_path: Path, warm_model_configs: Path) -> None:
     one, other = cast_llama(tmp_path, warm_model_configs)
 
-    strict = ferry("verify", one, other, "--logits", "--local")
+    strict = ferry("verify", one, other, "--logits", "--tolerance", "0.001", "--local")
     loose = ferry("verify", one, other, "--logits", "--tolerance", "0.05", "--top1", "0.8", "--local")
 
     assert strict.returncode != 0

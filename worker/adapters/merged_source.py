@@ -83,7 +83,7 @@ class MergedSource:
         return replace(self, followers=copies)
 
     def files_of(self, names: Iterable[str]) -> tuple[Path, ...]:
-        read = self.base.plain.files_of({self._origin(name) for name in names})
+        read = self.base.plain.files_of({self.origin(name) for name in names})
         return (*read, *self.adapters)
 
     def whole(self, name: str) -> tuple[Extent, ...]:
@@ -91,7 +91,7 @@ class MergedSource:
         if name in self.touched or name in self.replaced:
             shape = self.tensors[name].shape
             return self.rows(name, (), 0, shape[0])
-        return self.base.plain.whole(self._origin(name))
+        return self.base.plain.whole(self.origin(name))
 
     def rows(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         name = self.followers.get(name, name)
@@ -104,7 +104,7 @@ class MergedSource:
 
     def rows_before(self, name: str, index: tuple[int, ...], start: int, rows: int) -> tuple[Extent, ...]:
         """The same rows of the base, in the same dtype."""
-        return self.base.plain.rows(self._origin(name), index, start, rows)
+        return self.base.plain.rows(self.origin(name), index, start, rows)
 
     def update(self, address: Address) -> Computed:
         """All rows of a touched tensor, or slice."""
@@ -140,14 +140,15 @@ class MergedSource:
         if address.name in self.replaced:
             folder, own = self.replaced[address.name]
             return folder.tensor(own), folder.weights.rows(own, address.index, 0, height)
-        origin = self._origin(address.name)
+        origin = self.origin(address.name)
         return self.base.precise.tensors[origin], self.base.precise.rows(origin, address.index, 0, height)
 
     def _combination(self, address: Address) -> Combination | None:
         how = self.folding.combination
         return None if how is None else replace(how, seed=(*how.seed, crc32(str(address).encode())))
 
-    def _origin(self, name: str) -> str:
+    def origin(self, name: str) -> str:
+        """The base's tensor that it is made from: an output layer may have been tied to another."""
         tied = self.base.known.tied
         return tied[1] if tied is not None and name == tied[0] and name not in self.base.plain.tensors else name
 

@@ -154,7 +154,7 @@ def read_extent(extent: Extent) -> bytes:
 
 
 def same_bytes(one: Iterable[Extent], other: Iterable[Extent]) -> bool:
-    """Whether two lists of extents, cut alike, hold the same bytes; read a buffer at a time."""
+    """Whether two lists of extents hold the same bytes, wherever they are cut; read a buffer at a time."""
     files = SourceFiles()
     try:
         return all(a == b for a, b in zip_longest(_buffers(one, files), _buffers(other, files)))
@@ -163,9 +163,16 @@ def same_bytes(one: Iterable[Extent], other: Iterable[Extent]) -> bool:
 
 
 def _buffers(extents: Iterable[Extent], files: SourceFiles) -> Iterator[bytes]:
+    """All of one size but the last."""
+    read = bytearray()
     for extent in extents:
         for start in range(0, extent.length, BUFFER_BYTES):
-            yield files.stretch(extent, start, min(BUFFER_BYTES, extent.length - start)).tobytes()
+            read += files.stretch(extent, start, min(BUFFER_BYTES, extent.length - start)).tobytes()
+            if len(read) >= BUFFER_BYTES:
+                yield bytes(read[:BUFFER_BYTES])
+                del read[:BUFFER_BYTES]
+    if read:
+        yield bytes(read)
 
 
 def cut_short(path: Path, end: int) -> BadInputError:

@@ -14,8 +14,8 @@ from ..jobs.locations import Locations
 from ..mapping.bindings import Model
 from .config import read_model
 from .described import Described, describe
-from .export_checkpoint import open_checkpoint
 from .hf_source import is_hf, open_hf, open_precise
+from .megatron_source import open_checkpoint
 from .saved_weights import args_files, args_of, open_saved
 
 HF = "hf"

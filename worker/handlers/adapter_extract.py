@@ -13,6 +13,7 @@ from ..adapters.peft_written import WrittenConfig
 from ..checkpoints.dtypes import BY_SAFETENSORS
 from ..checkpoints.extents import Item, Literal, Zeros
 from ..checkpoints.identity import identities
+from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.safetensors_folder import lay_out_file
 from ..checkpoints.source import Source
 from ..engine.reading import SourceFiles, same_bytes
@@ -26,7 +27,8 @@ from .adapter_base import OpenedModel, base_name, open_base
 from .adapter_export import other_modules
 from .context import JobContext
 from .conversion import Conversion, LeftOver
-from .hf_source import STORED
+from .hf_source import STORED, is_hf
+from .unverified import refuse_older_format
 
 if TYPE_CHECKING:
     from ..engine.arithmetic import Floats
@@ -43,6 +45,9 @@ def prepare(spec: AdapterExtractSpec, locations: Locations) -> Conversion:
         refuse_existing(target)
     for folder in (source, tuned_at):
         refuse_inside(folder, target)
+    for place in (source, tuned_at):
+        if spec.verify and not is_hf(place):
+            refuse_older_format(iteration_folder(place), "verify tensors")
     hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)
     base, tuned = (open_base(place, hf_config, locations) for place in (source, tuned_at))
     pair = _Pair(base=base, tuned=tuned, places=(source, tuned_at))

@@ -29,14 +29,13 @@ from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, TransientError
 from ..jobs.locations import Locations
-from ..jobs.setup_spec import SetupSpec
-from ..jobs.spec import ConversionSpec, ExportSpec, ImportSpec, replaces
-from ..jobs.state import CheckpointResult, Progress, Timings, Verified
+from ..jobs.spec import ConversionSpec, replaces
+from ..jobs.state import CheckpointResult, Progress, Timings
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
 from .context import JobContext, Prepared
 from .linking import Linked, link_files
-from .loading import verify_loads
+from .setup_checks import BaseOrigin
 from .verification import verify_written
 from .work_folder import WorkFolder, open_work
 
@@ -85,6 +84,8 @@ class Conversion:
     """What plan and manifest say beside."""
     seen: Seen = field(default_factory=Seen)
     """All that planning asked of the sources: names that were looked for and not there, too."""
+    base: BaseOrigin | None = None
+    """Of a setup."""
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -238,7 +239,7 @@ def _fill(
     files = dict(done.files) | _write_small_files(staged.path, conversion, late_files())
     files |= link_files(staged.path, conversion.linked, copy_options(conversion, context), _ignored)
     touched = {**conversion.touched, **late_norms()}
-    verified = _verified(conversion, spec, staged.path, context)
+    verified = verify_written(conversion, spec, staged.path, done, context)
     _refuse_set_back(conversion, conversion.refuse_changed(), done, context)
     result = CheckpointResult(
         kind=conversion.kind,
@@ -261,16 +262,6 @@ def _fill(
     for folder, _, _ in os.walk(staged.path, topdown=False):
         sync_directory(Path(folder))
     return Prepared(staged=staged, result=result)
-
-
-def _verified(conversion: Conversion, spec: ConversionSpec, staged: Path, context: JobContext) -> Verified | None:
-    match spec:
-        case ImportSpec() | ExportSpec():
-            return verify_written(conversion, spec, staged, context)
-        case SetupSpec() if spec.verify:
-            return verify_loads(conversion, spec, staged, context)
-        case _:
-            return None
 
 
 def _refuse_set_back(conversion: Conversion, touched: Sequence[Path], done: Written, context: JobContext) -> None:

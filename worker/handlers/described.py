@@ -15,7 +15,7 @@ from ..mapping.run_config import RUN_CONFIG, refuse_other_layers, values_of_run_
 from ..mapping.training_args import has_model, values_of_args
 from ..mapping.written_config import read_written
 from .config import read_model
-from .import_checkpoint import MODEL_CONFIG
+from .model_configs import MODEL_CONFIG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

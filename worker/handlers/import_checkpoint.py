@@ -24,8 +24,8 @@ from ..mapping.vocabulary import padded_size
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out, watched
 from .hf_source import HFSource, open_hf
+from .model_configs import MODEL_CONFIG
 
-MODEL_CONFIG = "model_config.json"
 _HF = "hf"
 _CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 _CHECKPOINT_VERSION = 3.0

@@ -16,7 +16,7 @@ import psutil
 from ..checkpoints.iterations import iteration_folder
 from ..jobs.errors import BadInputError
 from ..jobs.setup_spec import SetupSpec
-from ..jobs.state import Progress, Verified
+from ..jobs.state import Progress
 from ..setups.stages import fewest_gpus
 from .context import JobContext
 from .unverified import last_line
@@ -29,8 +29,11 @@ _RANK_BYTES = 900 * 2**20
 """Of a process that has imported Megatron, beside its tensors."""
 
 
-def verify_loads(conversion: "Conversion", spec: SetupSpec, staged: Path, context: JobContext) -> Verified:
-    """BadInputError (`not_verified`) where a rank cannot build its part of the model, or finds a tensor missing."""
+def verify_loads(conversion: "Conversion", spec: SetupSpec, staged: Path, context: JobContext) -> int:
+    """How many processes did.
+
+    BadInputError (`not_verified`) where a rank cannot build its part of the model, or finds a tensor missing.
+    """
     ranks = fewest_gpus(spec.parallelism)
     folder = iteration_folder(staged if any(staged.glob("*/.metadata")) else conversion.source)
     _refuse_small_host(folder, ranks)
@@ -46,7 +49,7 @@ def verify_loads(conversion: "Conversion", spec: SetupSpec, staged: Path, contex
         }
         started = [_start(number, request, stack) for number in range(ranks)]
         _await(started, lambda done: _tell(context, conversion.bytes, done / ranks))
-    return Verified(loaded_by=ranks)
+    return ranks
 
 
 def _start(rank: int, request: Mapping[str, object], stack: ExitStack) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..adapters.merged_source import Folding, MergedSource
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import identities
+from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.operations import Combination
 from ..checkpoints.safetensors_folder import INDEX, index_json, lay_out_shards
 from ..checkpoints.source import Source
@@ -24,12 +25,14 @@ from ..mapping.bindings import Model, copies
 from ..mapping.blocks import Address, Block, Plan, Task
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out, watched
-from .hf_source import HFSource
+from .hf_source import HFSource, is_hf
 from .import_checkpoint import into_megatron, model_config
 from .merge_adapters import match_adapter
 from .merge_base import OpenedBase, open_base
 from .merge_changes import Norms, measured_norms, planned_norms, refuse_no_change
+from .merge_logits import refuse_unverifiable
 from .other_base import refuse_other_base
+from .unverified import refuse_older_format
 
 
 def run(spec: MergeSpec, context: JobContext) -> Prepared:
@@ -49,10 +52,13 @@ def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
     if not replaces(spec):
         refuse_existing(target)
     refuse_inside(source, target)
+    if "tensors" in spec.verify and not is_hf(source):
+        refuse_older_format(iteration_folder(source), "verify tensors")
     opened = open_base(source, spec, locations)
     found = [match_adapter(locations.resolve_source(adapter.path), opened) for adapter in spec.adapters]
     for matched, _ in found:
         refuse_other_base(matched, source, opened.base, locations)
+    refuse_unverifiable(spec, source, [matched for matched, _ in found])
     adapters = [(matched, use.weight) for (matched, _), use in zip(found, spec.adapters, strict=True)]
     left = tuple(dict.fromkeys(one for _, beside in found for one in beside))
     merged = MergedSource.of(opened.base, adapters, _folding(spec))

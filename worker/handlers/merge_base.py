@@ -17,8 +17,9 @@ from ..mapping.bindings import Model
 from ..mapping.quantization import quantized
 from ..mapping.record import Record
 from .config import model_of, read_record
-from .export_checkpoint import Opened, open_checkpoint, plain_config
+from .export_checkpoint import plain_config
 from .hf_source import as_json, is_hf, open_hf, open_precise
+from .megatron_source import Opened, open_checkpoint
 
 _HEAD = "lm_head.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight")

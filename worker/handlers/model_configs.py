@@ -16,6 +16,9 @@ from typing import IO, Any
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info
 from ..mapping.model_config import MegatronValues, build, to_json_dict
 
+MODEL_CONFIG = "model_config.json"
+"""What it is written as."""
+
 _START_SECONDS = 600.0
 """Importing upstream's config classes takes 3 to 10 s; a cold disk and a machine far too busy are allowed for."""
 

@@ -79,4 +79,4 @@ def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str,
                 next_step="Run it; it leaves nothing behind.",
             )
         case _:
-            return describe(conversion_of(spec, locations), options)
+            return {**describe(conversion_of(spec, locations), options), "verify": list(spec.verify)}

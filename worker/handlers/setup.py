@@ -38,9 +38,11 @@ from ..setups.trainer_run import TrainerRun
 from .context import JobContext, Prepared
 from .conversion import Conversion, carry_out
 from .hf_source import STORED
-from .import_checkpoint import MODEL_CONFIG, common_state
+from .import_checkpoint import common_state
 from .linking import listed_in
+from .model_configs import MODEL_CONFIG
 from .setup_base import BASE, HF, SetupBase, open_setup_base
+from .setup_checks import refuse_unverifiable
 
 DDP_CONFIG, README = "ddp_config.json", "README.md"
 _ADAPTER = "adapter"
@@ -92,6 +94,7 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
         raise _no_source(source)
     peft = None if spec.peft is None else _checked(spec.peft)
     base = open_setup_base(spec, source, target, locations)
+    refuse_unverifiable(spec, base.origin)
     trainer_run = _trainer_run(spec, base, target)
     refuse_impossible(trainer_run)
     profile = profile_of(spec.profile)
@@ -102,6 +105,7 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
     conversion = replace(
         own,
         kind="setup",
+        base=base.origin,
         plan=Plan(tasks=(*base.tasks, *adapter.tasks), dropped=own.plan.dropped, filled=own.plan.filled),
         items=(*base.items, *adapter.items),
         files=(*own.files, *adapter.files),

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from ..adapters.fresh import BaseRows
 from ..checkpoints.drawn_source import DrawnSource, DrawnTensor
@@ -25,17 +24,16 @@ from ..mapping.run_config import RUN_CONFIG
 from .config import model_of, read_record
 from .conversion import Conversion
 from .described import run_config_files
-from .export_checkpoint import open_checkpoint
 from .hf_source import STORED, HFSource, as_json, is_hf, open_hf
 from .import_checkpoint import into_megatron
 from .linking import linked, listed_in
+from .megatron_source import open_checkpoint
 from .saved_weights import args_of, open_saved
+from .setup_checks import BaseOrigin, Way
 
 HF = "hf"
 BASE = "base"
 """In the manifest: what the base was made from."""
-
-Way = Literal["imported", "drawn", "linked", "referenced"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +51,7 @@ class SetupBase:
     hf_weights: Path | None
     fingerprint: str
     """Of source and layout: an earlier setup with the same one holds the same base."""
+    origin: BaseOrigin
 
     @property
     def model(self) -> Model:
@@ -117,6 +116,7 @@ def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way
         tracked=tracker_text(None),
         hf_weights=source if way == "imported" else None,
         fingerprint=_fingerprint(weights, way, seed, conversion.digest),
+        origin=BaseOrigin(way=way, model=conversion.model, plan=conversion.plan, folder=source),
     )
 
 
@@ -184,6 +184,7 @@ def _megatron(spec: SetupSpec, source: Path, target: Path, locations: Locations)
         tracked=_tracked(folder.parent),
         hf_weights=None,
         fingerprint=_fingerprint(weights),
+        origin=BaseOrigin(way="referenced", model=described.model, plan=Plan(tasks=()), folder=folder),
     )
     if links:
         return _linked(base, folder, found, target)
@@ -213,6 +214,7 @@ def _linked(base: SetupBase, folder: Path, found: Mapping[str, Path], target: Pa
     return replace(
         base,
         way="linked",
+        origin=replace(base.origin, way="linked"),
         conversion=replace(
             base.conversion,
             linked=files,

@@ -1,6 +1,6 @@
 """Two checkpoints of any formats, seen as the HF tensors that they hold, and where these differ."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,18 +9,14 @@ from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.identity import FileIdentity, identities, set_back
 from ..checkpoints.safetensors_folder import whole_tensors
 from ..checkpoints.watched import Seen, Watch
-from ..engine.convert import items_of, read_segments, refuse_unequal
+from ..engine.convert import items_of, refuse_unequal
 from ..engine.copy import Segment
-from ..engine.processes import CopyOptions
-from ..jobs.state import Progress
 from ..mapping.plan import plan_import
 from .context import JobContext
-from .export_checkpoint import open_checkpoint
 from .hf_source import is_hf, open_hf, open_tensors
+from .megatron_source import open_checkpoint
 from .unverified import differs, some
-
-_WHOLE = 2**63
-"""No tensor is cut: two checkpoints cut theirs at different places."""
+from .whole_read import read_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,19 +161,3 @@ def _as_file(name: str, side: _Side, names: Iterable[str]) -> TargetFile:
 
 def _by_label(segments: Iterable[Segment]) -> dict[str | None, str]:
     return {segment.label: segment.digest for segment in segments}
-
-
-def read_all(
-    files: tuple[TargetFile, ...], places: tuple[Path, ...], context: JobContext, total: int
-) -> dict[str, tuple[Segment, ...]]:
-    """The digest of every span, read at the speed that the places' roots allow; progress counts to `total` bytes."""
-    limits = tuple(dict.fromkeys(limit for place in places for limit in context.rules.io_limits(place, place)))
-    options = CopyOptions(processes=context.copy_processes, limits=limits)
-    return read_segments(files, options, _reading(context, total), segment_bytes=_WHOLE)
-
-
-def _reading(context: JobContext, total: int) -> Callable[[int], None]:
-    def report(done: int) -> None:
-        context.report(Progress(phase="reading", done_bytes=min(done, total), total_bytes=total))
-
-    return report

@@ -1,210 +1,277 @@
-"""`verify:` of a conversion: its tensors in processes of their own, and its logits; judged before it is published."""
+"""`verify:` of whatever writes a checkpoint: what was written is judged before it is published.
 
-import json
-import os
-import signal
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+`tensors`, all read by the formats' own libraries, in processes of their own:
+- import, export: every tensor against its source's, bit for bit;
+- merge: those that no adapter touches likewise, the others within what base + products, made in fp64, can round to;
+- adapter: an export likewise; an import adds what PEFT's adapter adds; an extract leaves what was reported;
+- setup: an imported base as an import's; one that is linked or referred to against its manifest.
+
+`logits`: HF's model and Megatron's on the same tokens; of a merge, base + adapters and what was written.
+
+All but import and export, whose source tells every bit, are also held against the digests taken on the way to the disk.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, assert_never
 
+from ..adapters.mcore_folder import ADAPTER
+from ..adapters.merged_source import MergedSource
 from ..checkpoints.iterations import iteration_folder
-from ..jobs.errors import (
-    ErrorInfo,
-    FerryError,
-    InternalError,
-    error_from_info,
-    error_from_os,
+from ..checkpoints.torch_dist import TorchDistFolder
+from ..engine.convert import Written
+from ..jobs.setup_spec import SetupSpec
+from ..jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    ConversionSpec,
+    ExportSpec,
+    ImportSpec,
+    MergeSpec,
 )
-from ..jobs.spec import ExportSpec, ImportSpec
 from ..jobs.state import LogitsFigures, Progress, Verified
-from ..lifeline import die_with_parent
-from ..mapping.quantization import quantized
-from .config import read_record
+from ..mapping.bindings import Model
+from ..mapping.blocks import Task
+from ..mapping.plan import plan_export
+from .adapter_checks import adapter_reader, differing_from_extraction, differing_from_peft
 from .context import JobContext
-from .model_logits import compare_logits, hf_side, megatron_side
+from .forked import Heard, forked
+from .loading import verify_loads
+from .merge_checks import differing_from_merge
+from .merge_logits import unmerged_side
+from .model_logits import Side, compare_logits, hf_side, megatron_side
 from .quantize import BLOCK, linear_weights
-from .unverified import lost, not_verified, some
+from .readers import hf_reader
+from .setup_checks import differing_from_setup, verify_base
+from .unverified import not_verified, some
 
 if TYPE_CHECKING:
-    from ..verification.readers import SafetensorsReader
+    from ..verification.readers import TensorReader
     from .conversion import Conversion
+
+_SETUP_ADAPTER = "adapter"
 
 
 def verify_written(
-    conversion: "Conversion", spec: ImportSpec | ExportSpec, staged: Path, context: JobContext
+    conversion: "Conversion", spec: ConversionSpec, staged: Path, written: Written, context: JobContext
 ) -> Verified | None:
     """The checks that the spec asks for, on what was written; BadInputError (`not_verified`) where one fails."""
     if not spec.verify:
         return None
     context.report(Progress(phase="verifying", done_bytes=0, total_bytes=conversion.bytes))
-    tensors = _verify_tensors(conversion, spec, staged, context) if "tensors" in spec.verify else None
-    logits = _verify_logits(conversion, staged, context) if "logits" in spec.verify else None
-    return Verified(tensors=tensors, logits=logits)
+    checks = frozenset[str](spec.verify)
+    tensors = _Tensors(conversion, spec, staged, written, context).verify() if "tensors" in checks else None
+    logits = _verify_logits(conversion, spec, staged, context) if "logits" in checks else None
+    loaded_by: int | None = None
+    if isinstance(spec, SetupSpec) and "load" in checks:
+        loaded_by = verify_loads(conversion, spec, staged, context)
+    return Verified(tensors=tensors, logits=logits, loaded_by=loaded_by)
 
 
-def _verify_logits(conversion: "Conversion", staged: Path, context: JobContext) -> LogitsFigures:
-    folders = _iterations(conversion, staged)
-    hf = conversion.source if conversion.kind == "import" else staged
-    sides = hf_side(hf), megatron_side(folders, conversion.model)
-    return compare_logits(sides, conversion.model, context, conversion.bytes)
+def _verify_logits(
+    conversion: "Conversion", spec: ConversionSpec, staged: Path, context: JobContext
+) -> LogitsFigures | None:
+    match spec:
+        case ImportSpec() | SetupSpec():
+            model = conversion.model if conversion.base is None else conversion.base.model
+            plan = plan_export(model, TorchDistFolder.open(iteration_folder(staged)).tensors)
+            sides = hf_side(conversion.source, model), megatron_side(iteration_folder(staged), model, plan)
+        case ExportSpec():
+            model = conversion.model
+            sides = (
+                hf_side(staged, model),
+                megatron_side(iteration_folder(conversion.source), model, conversion.plan),
+            )
+        case MergeSpec():
+            model = conversion.model
+            sides = unmerged_side(spec, model, context.locations), _merged_side(spec, model, staged)
+        case AdapterExportSpec() | AdapterImportSpec() | AdapterExtractSpec():
+            return None
+        case _:
+            assert_never(spec)
+    return compare_logits(sides, model, context, conversion.bytes)
 
 
-def _iterations(conversion: "Conversion", staged: Path) -> Path:
-    """The Megatron side's iteration folder."""
-    if conversion.kind == "import":
-        return (staged / conversion.files[0].path).parent
-    return iteration_folder(conversion.source)
+def _merged_side(spec: MergeSpec, model: Model, staged: Path) -> Side:
+    if spec.to == "hf":
+        return hf_side(staged, model)
+    folder = iteration_folder(staged)
+    return megatron_side(folder, model, plan_export(model, TorchDistFolder.open(folder).tensors))
 
 
-def _verify_tensors(conversion: "Conversion", spec: ImportSpec | ExportSpec, staged: Path, context: JobContext) -> int:
-    def compared(number: int, count: int, heard: Callable[[int], None]) -> list[str]:
-        return _differing(conversion, spec, staged, (number, count), heard)
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """What was written, seen by the formats' own libraries."""
 
-    done = 0
+    conversion: "Conversion"
+    spec: ConversionSpec
+    staged: Path
+    written: Written
+    context: JobContext
 
-    def heard(count: int) -> None:
-        nonlocal done
-        done = min(done + count, conversion.bytes)
-        context.report(Progress(phase="verifying", done_bytes=done, total_bytes=conversion.bytes))
+    def verify(self) -> int:
+        """How many tensors are as they should be; BadInputError names those that are not."""
+        there = verify_base(self.conversion.base, self.context)
+        done, total = 0, self.conversion.bytes
 
-    wrong = _forked(compared, context.copy_processes, heard)
-    if wrong:
-        raise not_verified(
-            f"{len(wrong)} of {len(conversion.plan.tasks)} tensors that were written",
-            f"other bits in {some(wrong)}",
-            "what the source holds, read by the formats' own libraries",
-        )
-    return len(conversion.plan.tasks)
+        def heard(count: int) -> None:
+            nonlocal done
+            done = min(done + count, total)
+            self.context.report(Progress(phase="verifying", done_bytes=done, total_bytes=total))
+
+        wrong = tuple(dict.fromkeys(forked(self._differing, self.context.copy_processes, heard)))
+        if wrong:
+            raise not_verified(
+                f"{len(wrong)} of {len(self.tasks)} tensors that were written",
+                f"other bits in {some(wrong)}",
+                "what the source comes to, read by the formats' own libraries",
+            )
+        return there + len(self.tasks)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Of all tensors that are there now: a base that is used again among them."""
+        base = self.conversion.base
+        own = self.conversion.plan.tasks
+        if base is None or base.is_megatron:
+            return own
+        known = {task.target for task in own}
+        return (*own, *(task for task in base.plan.tasks if task.target not in known))
+
+    def _differing(self, number: int, count: int, heard: Heard) -> list[str]:
+        """In a process of its own: every `count`-th tensor."""
+        import torch
+
+        torch.set_num_threads(1)
+        tasks = self.tasks[number::count]
+        match self.spec:
+            case ImportSpec():
+                return self._of_import(tasks, number, heard)
+            case ExportSpec():
+                return self._of_export(self.spec, tasks, number, heard)
+            case MergeSpec():
+                return self._of_merge(self.spec, tasks, number, heard)
+            case AdapterExportSpec() | AdapterImportSpec() | AdapterExtractSpec():
+                return self._of_adapter((number, count), tasks, heard)
+            case SetupSpec():
+                return self._of_setup(tasks, number, heard)
+            case _:
+                assert_never(self.spec)
+
+    def _of_import(self, tasks: tuple[Task, ...], number: int, heard: Heard) -> list[str]:
+        from ..verification.tensors import differing
+
+        written = self._megatron(self.staged)
+        self._refuse_another_list(number, self.tasks, written)
+        return differing(tasks, hf_reader(self.conversion.source), written, heard)
+
+    def _of_export(self, spec: ExportSpec, tasks: tuple[Task, ...], number: int, heard: Heard) -> list[str]:
+        from ..verification.readers import SafetensorsReader, reading
+        from ..verification.tensors import differing, differing_codes
+
+        with reading(f"the index of {self.staged}"):
+            written = SafetensorsReader(self.staged)
+        source = self._megatron(self.conversion.source)
+        codes = linear_weights(self.conversion.model) if spec.quantize else frozenset[str]()
+        self._refuse_another_list(number, self.tasks, written, _scales(self.tasks, codes))
+        plain = differing([task for task in tasks if task.target.name not in codes], source, written, heard)
+        coded = [task for task in tasks if task.target.name in codes]
+        return plain + differing_codes(coded, source, written, BLOCK, heard)
+
+    def _of_merge(self, spec: MergeSpec, tasks: tuple[Task, ...], number: int, heard: Heard) -> list[str]:
+        written = self._megatron(self.staged) if spec.to == "megatron" else self._hf(self.staged)
+        self._refuse_another_list(number, self.tasks, written)
+        assert isinstance(self.conversion.weights, MergedSource)
+        wrong = differing_from_merge(tasks, self.conversion.weights, spec, written, self.context, heard)
+        return wrong + self._unlike_digests(tasks, written)
+
+    def _of_adapter(self, share: tuple[int, int], tasks: tuple[Task, ...], heard: Heard) -> list[str]:
+        from ..verification.tensors import differing
+
+        conversion, spec = self.conversion, self.spec
+        written = self._megatron(self.staged) if isinstance(spec, AdapterImportSpec) else adapter_reader(self.staged)
+        self._refuse_another_list(share[0], self.tasks, written)
+        wrong = self._unlike_digests(tasks, written)
+        match spec:
+            case AdapterExportSpec():
+                wrong += differing(tasks, self._megatron(conversion.source), written, heard)
+            case AdapterImportSpec() if not wrong:  # else nothing that is read of it has a meaning
+                wrong += differing_from_peft(conversion.source, self.staged, conversion.model, share)
+            case AdapterExtractSpec():
+                assert conversion.left_over is not None
+                wrong += differing_from_extraction(
+                    self.tasks, conversion.left_over.tensors, spec, written, share, self.context, heard
+                )
+            case _:
+                pass
+        return wrong
+
+    def _of_setup(self, tasks: tuple[Task, ...], number: int, heard: Heard) -> list[str]:
+        base = self.conversion.base
+        assert base is not None
+        own = tuple(task for task in tasks if ADAPTER not in task.target.name)
+        fresh = tuple(task for task in tasks if ADAPTER in task.target.name)
+        wrong: list[str] = []
+        for place, of, every in (
+            (self.staged, own, [task for task in self.tasks if ADAPTER not in task.target.name]),
+            (self.staged / _SETUP_ADAPTER, fresh, [task for task in self.tasks if ADAPTER in task.target.name]),
+        ):
+            if not every:
+                continue
+            written = self._megatron(place)
+            self._refuse_another_list(number, every, written)
+            wrong += self._unlike_digests([task for task in of if str(task.target) in self.written.tensors], written)
+            wrong += differing_from_setup(of, base, written, heard)
+        return wrong
+
+    def _megatron(self, checkpoint: Path) -> "TensorReader":
+        from ..verification.readers import TorchDistReader, reading
+
+        with reading(f"the index of {checkpoint}"):
+            return TorchDistReader(iteration_folder(checkpoint))
+
+    def _hf(self, folder: Path) -> "TensorReader":
+        from ..verification.readers import SafetensorsReader, reading
+
+        with reading(f"the index of {folder}"):
+            return SafetensorsReader(folder)
+
+    def _unlike_digests(self, tasks: Iterable[Task], written: "TensorReader") -> list[str]:
+        from ..verification.tensors import unlike_digests
+
+        cuts: dict[str, list[int]] = {}
+        for part in self.conversion.parts:
+            for span in part.spans:
+                if span.label is not None:
+                    cuts.setdefault(span.label, []).append(span.length)
+        return unlike_digests(tasks, self.written.tensors, cuts, written)
+
+    def _refuse_another_list(
+        self,
+        number: int,
+        tasks: Iterable[Task],
+        written: "TensorReader",
+        beside: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        """The first process alone looks; what no task makes, no task's comparison would look at."""
+        from ..verification.tensors import listed_otherwise
+
+        if number:
+            return
+        if names := listed_otherwise(tasks, beside or {}, written):
+            raise not_verified(
+                "the list of tensors that were written",
+                f"other shapes, or tensors too many or too few: {some(names)}",
+                "the tensors of the plan, and their shapes",
+            )
 
 
-def _differing(
-    conversion: "Conversion",
-    spec: ImportSpec | ExportSpec,
-    staged: Path,
-    share: tuple[int, int],
-    heard: Callable[[int], None],
-) -> list[str]:
-    """In a process of its own: every `share[1]`-th tensor."""
-    import torch
-
-    from ..verification.readers import SafetensorsReader, TorchDistReader, reading
-    from ..verification.tensors import differing, differing_codes, listed_otherwise
-
-    torch.set_num_threads(1)
-    number, count = share
-    tasks = conversion.plan.tasks[number::count]
-    codes = linear_weights(conversion.model) if isinstance(spec, ExportSpec) and spec.quantize else frozenset[str]()
-    with reading(f"the indexes of {conversion.source} and {staged}"):
-        megatron = TorchDistReader(_iterations(conversion, staged))
-        hf = _hf_reader(conversion.source) if conversion.kind == "import" else SafetensorsReader(staged)
-        written = megatron if conversion.kind == "import" else hf
-        if number == 0:
-            _refuse_another_list(listed_otherwise(conversion.plan.tasks, _scales(conversion, codes), written))
-    if conversion.kind == "import":
-        return differing(tasks, hf, megatron, heard)
-    plain = differing([task for task in tasks if task.target.name not in codes], megatron, hf, heard)
-    return plain + differing_codes([task for task in tasks if task.target.name in codes], megatron, hf, BLOCK, heard)
-
-
-def _hf_reader(source: Path) -> "SafetensorsReader":
-    from ..verification.readers import SafetensorsReader
-
-    way = quantized(read_record(source))
-    return SafetensorsReader(source, way.block if way else (BLOCK, BLOCK))
-
-
-def _scales(conversion: "Conversion", codes: frozenset[str]) -> dict[str, tuple[int, ...]]:
+def _scales(tasks: Iterable[Task], codes: frozenset[str]) -> dict[str, tuple[int, ...]]:
     """What stands beside fp8 codes: a scale for each block."""
     return {
         f"{task.target.name}_scale_inv": tuple(-(-size // BLOCK) for size in task.shape)
-        for task in conversion.plan.tasks
+        for task in tasks
         if task.target.name in codes
     }
-
-
-def _refuse_another_list(names: list[str]) -> None:
-    if names:
-        raise not_verified(
-            "the list of tensors that were written",
-            f"other shapes, or tensors too many or too few: {some(names)}",
-            "the tensors of the plan, and their shapes",
-        )
-
-
-def _forked(
-    work: Callable[[int, int, Callable[[int], None]], list[str]], count: int, heard: Callable[[int], None]
-) -> list[str]:
-    """`work` in `count` forked processes; what they answer, in one list. Their memory goes with them."""
-    parent = os.getpid()
-    children: list[tuple[int, int]] = []
-    try:
-        for number in range(count):
-            reading, writing = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                os.close(reading)
-                _live(work, number, count, parent, writing)
-            os.close(writing)
-            children.append((pid, reading))
-        return [name for _, reading in children for name in _listen(reading, heard)]
-    finally:
-        for pid, reading in children:
-            os.close(reading)
-            _end(pid)
-
-
-def _live(
-    work: Callable[[int, int, Callable[[int], None]], list[str]], number: int, count: int, parent: int, telling: int
-) -> None:
-    """Never returns."""
-    code = 1
-    try:
-        die_with_parent(parent)
-
-        def heard(moved: int) -> None:
-            os.write(telling, json.dumps({"moved": moved}).encode() + b"\n")
-
-        try:
-            answer: dict[str, Any] = {"wrong": work(number, count, heard)}
-        except FerryError as error:
-            answer = {"error": error.info.model_dump()}
-        except OSError as error:
-            answer = {"error": error_from_os(error).info.model_dump()}
-        except BaseException as error:  # PyTorch's CheckpointException is no Exception.
-            traceback.print_exc()
-            answer = {"error": _bug(error).info.model_dump()}
-        os.write(telling, json.dumps(answer).encode() + b"\n")
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def _listen(reading: int, heard: Callable[[int], None]) -> list[str]:
-    with os.fdopen(reading, closefd=False) as lines:
-        for line in lines:
-            answer: Mapping[str, Any] = json.loads(line)
-            if "moved" in answer:
-                heard(answer["moved"])
-            elif "error" in answer:
-                raise error_from_info(ErrorInfo.model_validate(answer["error"]))
-            else:
-                return answer["wrong"]
-    raise lost()
-
-
-def _end(pid: int) -> None:
-    with suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def _bug(error: BaseException) -> InternalError:
-    return InternalError(
-        "internal",
-        "verifying tensors",
-        found=f"{type(error).__name__}: {error}",
-        expected="no unforeseen error",
-        next_step="Report this with the traceback from the worker's log.",
-    )

@@ -1,25 +1,21 @@
 """The `verify` job: a folder against its manifest, or the tensors of two checkpoints against each other."""
 
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from ..checkpoints.extents import Run, Span, TargetFile
-from ..checkpoints.hf_folder import read_json_object
 from ..checkpoints.iterations import iteration_folder
-from ..checkpoints.publish import MANIFEST
 from ..checkpoints.watched import Watch
 from ..jobs.errors import BadInputError
 from ..jobs.spec import VerifySpec
 from ..jobs.state import LogitsFigures, VerifyResult
 from ..mapping.bindings import Model
 from .context import Answer, JobContext
-from .export_checkpoint import open_checkpoint
+from .folder_manifest import against_manifest
 from .hf_source import is_hf, open_hf
-from .model_logits import apart, hf_side, limits, megatron_side, run_logits
-from .two_checkpoints import TwoCheckpoints, read_all
+from .megatron_source import open_checkpoint
+from .model_logits import apart, hf_side, megatron_side, run_logits
+from .two_checkpoints import TwoCheckpoints
 from .unverified import NAMED, differs, refuse_older_format, some
 
 
@@ -71,8 +67,8 @@ def _against_another(
     if spec.logits:
         logits = _logits(one, other, spec, hf_config, context)
         both.refuse_changed()
-        if found := apart(logits, spec.logits_tolerance, spec.least_top1):
-            raise _other_logits(one, other, f"{found}; {of}" if differing else found, spec)
+        if found := apart(logits, (spec.logits_tolerance, spec.least_top1)):
+            raise _other_logits(one, other, f"{found}; {of}" if differing else found, logits.bar)
     elif differing:
         raise differs(f"checkpoints {one} and {other}", of, "the same bits in every tensor")
     return VerifyResult(
@@ -88,15 +84,17 @@ def _against_another(
 
 def _logits(one: Path, other: Path, spec: VerifySpec, hf_config: Path | None, context: JobContext) -> LogitsFigures:
     (side, model), (other_side, other_model) = (_described(place, hf_config, context) for place in (one, other))
-    return run_logits((side, other_side), (model, other_model), context, sum(map(_bytes_in, (one, other))))
+    given = (spec.logits_tolerance, spec.least_top1)
+    total = sum(map(_bytes_in, (one, other)))
+    return run_logits((side, other_side), (model, other_model), context, total, given)
 
 
-def _other_logits(one: Path, other: Path, found: str, spec: VerifySpec) -> BadInputError:
+def _other_logits(one: Path, other: Path, found: str, bar: str) -> BadInputError:
     return BadInputError(
         "not_verified",
         f"the logits of {one} and {other}",
         found=found,
-        expected=limits(spec.logits_tolerance, spec.least_top1),
+        expected=bar,
         next_step="Where their tensors differ by intent, say how far the models may be apart: "
         "`ferry verify A B --logits --tolerance 0.05 --top1 0.9`.",
     )
@@ -108,96 +106,17 @@ def _bytes_in(place: Path) -> int:
 
 def _described(place: Path, hf_config: Path | None, context: JobContext) -> tuple[dict[str, Any], Model]:
     if is_hf(place):
-        return hf_side(place), open_hf(place).model
+        model = open_hf(place).model
+        return hf_side(place, model), model
     refuse_older_format(iteration_folder(place), "logits")
     opened = open_checkpoint(place, hf_config, allow_pickle=context.locations.allow_pickle)
     model = opened.described.model
-    return megatron_side(iteration_folder(place), model), model
-
-
-class _Listed(BaseModel):
-    """A file in a manifest."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bytes: int
-    segments: tuple[tuple[int, str], ...]
-
-
-class _Manifest(BaseModel):
-    """What of a manifest says how its folder must be."""
-
-    model_config = ConfigDict(frozen=True)
-
-    files: dict[str, _Listed]
-    tensors: dict[str, str]
+    return megatron_side(iteration_folder(place), model, opened.plan), model
 
 
 def _against_manifest(folder: Path, context: JobContext, watch: Watch) -> VerifyResult:
     try:
-        return _as_its_manifest_says(folder, context)
+        return against_manifest(folder, context)
     except BadInputError:
         watch.seen.refuse_changed()  # Then nothing is wrong with what was written.
         raise
-
-
-def _as_its_manifest_says(folder: Path, context: JobContext) -> VerifyResult:
-    manifest = _read_manifest(folder)
-    for name, listed in manifest.files.items():
-        _check_size(folder / name, listed)
-    targets = tuple(_listed_file(folder, name, listed) for name, listed in manifest.files.items() if listed.bytes)
-    total = sum(listed.bytes for listed in manifest.files.values())
-    read = read_all(targets, (folder,), context, total)
-    wrong = [
-        f"{folder / name}, bytes {segment.offset:,} to {segment.offset + segment.length:,}"
-        for name, listed in manifest.files.items()
-        if listed.bytes
-        for segment, (_, digest) in zip(read.get(name, ()), listed.segments, strict=True)
-        if segment.digest != digest
-    ]
-    if wrong:
-        raise differs(f"folder {folder}", f"other bytes than were written: {some(wrong)}", "the bytes of its manifest")
-    return VerifyResult(files=len(manifest.files), tensors=len(manifest.tensors), bytes=total, seconds=0)
-
-
-def _read_manifest(folder: Path) -> _Manifest:
-    try:
-        text = read_json_object(folder / MANIFEST, "a manifest, as Ferry leaves it in what it writes")
-        manifest = _Manifest.model_validate(text)
-    except ValidationError as error:
-        raise _bad_manifest(folder, f"no files and digests in it ({error.errors()[0]['msg']})") from error
-    for name, listed in manifest.files.items():
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise _bad_manifest(folder, f"file name {name!r}, which leads out of the folder")
-        if sum(length for length, _ in listed.segments) != listed.bytes:
-            raise _bad_manifest(folder, f"segments of {name!r} that do not make up its {listed.bytes:,} bytes")
-    return manifest
-
-
-def _check_size(path: Path, listed: _Listed) -> None:
-    found = path.stat().st_size if path.is_file() else None
-    if found != listed.bytes:
-        raise differs(
-            f"file {path}",
-            "no such file" if found is None else f"{found:,} bytes",
-            f"{listed.bytes:,} bytes, as its manifest says",
-        )
-
-
-def _listed_file(folder: Path, name: str, listed: _Listed) -> TargetFile:
-    spans: list[Span] = []
-    offset = 0
-    for length, _ in listed.segments:
-        spans.append(Span(offset=offset, extents=(Run(folder / name, offset, length),)))
-        offset += length
-    return TargetFile(path=name, spans=tuple(spans))
-
-
-def _bad_manifest(folder: Path, found: str) -> BadInputError:
-    return BadInputError(
-        "bad_checkpoint",
-        str(folder / MANIFEST),
-        found=found,
-        expected="a manifest, as Ferry leaves it in what it writes",
-        next_step="Compare the folder with its source: `ferry verify A B`.",
-    )

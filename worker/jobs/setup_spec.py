@@ -90,7 +90,11 @@ class SetupSpec(Spec):
     gpu_bytes: int = Field(default=80 * 2**30, ge=2**30)
     """Of one GPU; a run that is estimated to need more is refused, with a parallelism that fits."""
     part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
-    verify: tuple[Literal["load"], ...] = ()
-    """`load`: as many processes as the parallelism has ranks load the checkpoint before it is published."""
+    verify: tuple[Literal["load", "tensors", "logits"], ...] = ()
+    """`load`: as many processes as the parallelism has ranks load the checkpoint before it is published.
+
+    `tensors` and `logits` are an import's, of the base; one that is linked or referred to, `tensors` reads against its
+    manifest.
+    """
     on_exists: Literal["error", "replace", "reuse"] = "error"
     """`reuse`: as `replace`, and the base that is there serves again where it is of the same source."""

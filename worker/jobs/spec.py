@@ -20,8 +20,8 @@ Quantization = Literal["fp8"]
 
 
 Check = Literal["tensors", "logits"]
-"""Of an output, before it is published: every tensor read again by the formats' own libraries and compared with the
-source; both models run on the same tokens in fp32."""
+"""Of an output, before it is published: every tensor read again by the formats' own libraries and compared with what
+its source comes to; both models run on the same tokens in fp32. What that means for each kind: README."""
 
 
 class ConfigSpec(Spec):
@@ -105,6 +105,7 @@ class MergeSpec(Spec):
     max_shard_bytes: int | None = Field(default=None, gt=0)
     dtype: DType | None = None
     part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    verify: tuple[Check, ...] = ()
     on_exists: OnExists = "error"
 
     @field_validator("density")
@@ -135,7 +136,11 @@ class VerifySpec(Spec):
     logits: bool = False
     """With `against`: run both models on the same tokens too; what they say decides, and tensors may differ."""
     logits_tolerance: float | None = Field(default=None, gt=0, le=1)
-    """Of the logits' range, by how much they may differ; None: 0.001, so much as sums in another order explain."""
+    """Of the logits' range, by how much they may differ; None: 0.001, so much as sums in another order explain.
+
+    Where no limit is given and the weights are stored in other forms (a cast, fp8), the one side's are rounded as the
+    other's first: what remains is held against the same bar.
+    """
     least_top1: float | None = Field(default=None, ge=0, le=1)
     """The part of places at which both must choose the same token; None: all."""
 
@@ -154,6 +159,7 @@ class AdapterExportSpec(Spec):
     """
     base_name: str | None = Field(default=None, min_length=1, max_length=1000)
     """What `base_model_name_or_path` says; None: as an import left it, else the base's path."""
+    verify: tuple[Literal["tensors"], ...] = ()
     on_exists: OnExists = "error"
 
 
@@ -172,6 +178,7 @@ class AdapterImportSpec(Spec):
     `auto`: one pair of the same rank where all three share A, else canonical; DoRA, which has no canonical form, fused.
     """
     iteration: int | None = Field(default=None, ge=0, le=10**12)
+    verify: tuple[Literal["tensors"], ...] = ()
     on_exists: OnExists = "error"
 
 
@@ -193,6 +200,7 @@ class AdapterExtractSpec(Spec):
     """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
     base_name: str | None = Field(default=None, min_length=1, max_length=1000)
     """What `base_model_name_or_path` says; None: the base's path."""
+    verify: tuple[Literal["tensors"], ...] = ()
     on_exists: OnExists = "error"
 
 

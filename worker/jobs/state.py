@@ -53,7 +53,7 @@ class Timings(_Frozen):
     finalize_seconds: float
 
 
-class LogitsFigures(_Frozen):
+class Apart(_Frozen):
     """How far two models' logits are from each other, in fp32 on the same tokens."""
 
     max_abs_difference: float
@@ -63,6 +63,23 @@ class LogitsFigures(_Frozen):
     """The least of all places."""
     top1_agreement: float
     """The part of places at which both choose the same token, ties within the difference included."""
+
+
+class RoundedApart(Apart):
+    """The same where one side's weights were rounded as the other stores its own."""
+
+    side: Literal[0, 1]
+    """Which was rounded."""
+    moved: float
+    """The largest difference that this alone makes to its logits."""
+
+
+class LogitsFigures(Apart):
+    """Of the two as they are; and what was asked of them."""
+
+    rounded: RoundedApart | None = None
+    bar: str = ""
+    """What was judged, and why so."""
 
 
 class Verified(_Frozen):

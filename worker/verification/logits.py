@@ -2,26 +2,30 @@
 # torch and Megatron are typed in part:
 # pyright: basic
 
+import gc
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import distributed
 
 from ..integration.load import for_this_host
+from ..mapping.blocks import Task
 from ..mapping.model_config import MegatronValues, build
-from ..settings import let_megatron_run_alone
+from ..settings import let_megatron_run_alone, without_tf32
 from .kernels import stand_in_for_kernels
+from .rounding import Rounding, round_hf, round_megatron
+from .unmerged import Beside
 
 _LENGTHS = (1.0, 0.4, 0.15, 0.03)
 """Of the prompts, as parts of the longest."""
-_STEPS = 4
-"""Two models, each loaded and run."""
 
 # Upstream's two layer specs name some norms differently in checkpoints; trainers use Transformer Engine's names.
 _TRANSFORMER_ENGINE_NAMES = (
@@ -31,33 +35,51 @@ _TRANSFORMER_ENGINE_NAMES = (
 )
 
 
-_Model = Callable[[torch.Tensor], torch.Tensor]
-"""Token ids [1, length] to logits [1, length, vocabulary]."""
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """`run`: token ids [1, length] to logits [1, length, vocabulary]. `round_to`: the weights, in place."""
+
+    run: Callable[[torch.Tensor], torch.Tensor]
+    round_to: Callable[[Rounding], None]
 
 
 def serve(request: str) -> None:
     """A JSON line for each step and one for the figures. What libraries print goes where errors go."""
+    without_tf32()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with os.fdopen(os.dup(1), "w", buffering=1) as lines:
         os.dup2(2, 1)
-        steps = iter(range(1, _STEPS + 1))
+        count = sum(2 + bool(side.get("rounding")) for side in json.loads(request)["sides"])  # loaded, run, run again
+        steps = iter(range(1, count + 1))
 
         def stepped() -> None:
-            lines.write(json.dumps({"step": next(steps), "of": _STEPS}) + "\n")
+            lines.write(json.dumps({"step": next(steps), "of": count}) + "\n")
 
         lines.write(json.dumps({"figures": compare(request, stepped)}) + "\n")
 
 
-def compare(request: str, stepped: Callable[[], None]) -> dict[str, float]:
+def compare(request: str, stepped: Callable[[], None]) -> dict[str, Any]:
     """`{"sides": [side, side], "vocabulary": n, "longest": tokens, "device": "cpu"}`, a side being `{"hf": folder}` or
-    `{"megatron": iteration folder, "values": MegatronValues}`."""
+    `{"megatron": iteration folder, "values": MegatronValues}`. An HF model may have `adapters` beside it: see `Beside`.
+
+    A side with a `rounding` is run again with its weights rounded so. The nearer of both is told as `rounded`, with the
+    side's number, and with `moved`: by how much the rounding alone changes that side's logits.
+    """
     asked = json.loads(request)
     vocabulary: int = asked["vocabulary"]
     prompts = prompts_for(vocabulary, asked["longest"])
-    found: dict[int, torch.Tensor] = {}
+    found: dict[int, list[torch.Tensor]] = {}
     # HF's models first: Megatron's side may find libraries stood in for, of which HF's must not know.
     for number, side in sorted(enumerate(asked["sides"]), key=lambda side: "megatron" in side[1]):
-        found[number] = _logits(side, prompts, asked["device"], stepped)[..., :vocabulary]
-    return figures(found[0], found[1])
+        found[number] = [one[..., :vocabulary] for one in _logits(side, prompts, asked["device"], stepped)]
+    told: dict[str, Any] = figures(found[0][0], found[1][0])
+    rounded = [
+        {**figures(again, found[1 - number][0]), "side": number, "moved": (again - found[number][0]).abs().max().item()}
+        for number in found
+        for again in found[number][1:]
+    ]
+    told["rounded"] = min(rounded, key=lambda one: one["max_abs_difference"], default=None)
+    return told
 
 
 def figures(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
@@ -94,21 +116,37 @@ def prompts_for(vocabulary: int, longest: int) -> list[torch.Tensor]:
 
 def _logits(
     side: dict[str, Any], prompts: list[torch.Tensor], device: str, stepped: Callable[[], None]
-) -> torch.Tensor:
-    """Of all places of all prompts, in fp32 on the CPU: [places, vocabulary]."""
+) -> list[torch.Tensor]:
+    """Of all places of all prompts, in fp32 on the CPU: [places, vocabulary]; and once more of rounded weights.
+
+    The model is gone afterwards: the other one may need the room.
+    """
     with torch.no_grad(), ExitStack() as while_it_runs:
-        if "hf" in side:
-            model = _hf_model(Path(side["hf"]), device)
-        else:
-            values = MegatronValues(**side["values"])
-            model = _megatron_model(Path(side["megatron"]), values, device, while_it_runs)
+        hf = side.get("hf")
+        model = (
+            _hf_model(Path(hf), side.get("adapters", ()), device)
+            if hf
+            else _megatron_model(side, device, while_it_runs)
+        )
         stepped()
-        logits = [model(tokens.to(device)).float().cpu()[0] for tokens in prompts]
-    stepped()
-    return torch.cat(logits)
+        logits = [_run(model, prompts, device)]
+        stepped()
+        if side.get("rounding"):
+            model.round_to(Rounding(**side["rounding"]))
+            logits.append(_run(model, prompts, device))
+            stepped()
+    del model
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+    return logits
 
 
-def _hf_model(folder: Path, device: str) -> _Model:
+def _run(model: _Model, prompts: list[torch.Tensor], device: str) -> torch.Tensor:
+    return torch.cat([model.run(tokens.to(device)).float().cpu()[0] for tokens in prompts])
+
+
+def _hf_model(folder: Path, adapters: Sequence[dict[str, Any]], device: str) -> _Model:
     import transformers
 
     auto: Any = transformers.AutoModelForCausalLM
@@ -116,7 +154,13 @@ def _hf_model(folder: Path, device: str) -> _Model:
         folder, dtype=torch.float32, attn_implementation="eager", **_dequantized(folder, transformers)
     )
     model = model.float().eval().to(device)  # Dequantized weights come in the config's dtype.
-    return lambda tokens: model(tokens).logits
+    beside = Beside(model, adapters, device)
+
+    def round_to(rounding: Rounding) -> None:
+        beside.fold_in()
+        round_hf(model, rounding)
+
+    return _Model(lambda tokens: model(tokens).logits, round_to)
 
 
 def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
@@ -128,7 +172,7 @@ def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
     return {"quantization_config": ways[method]()} if method in ways else {}
 
 
-def _megatron_model(folder: Path, values: MegatronValues, device: str, while_it_runs: ExitStack) -> _Model:
+def _megatron_model(side: dict[str, Any], device: str, while_it_runs: ExitStack) -> _Model:
     if device == "cpu":
         stand_in_for_kernels()
     from .off_cuda import megatron_on
@@ -136,9 +180,13 @@ def _megatron_model(folder: Path, values: MegatronValues, device: str, while_it_
     _join_alone(device)
     if device == "cpu":
         while_it_runs.enter_context(megatron_on("cpu"))
-    model = _built(values).to(device)
-    _load(model, folder)
-    return lambda tokens: model(tokens, torch.arange(tokens.shape[1], device=device)[None], None)
+    model = _built(MegatronValues(**side["values"])).to(device)
+    _load(model, Path(side["megatron"]))
+    tasks = TypeAdapter(tuple[Task, ...]).validate_python(side.get("tasks", ()))
+    return _Model(
+        lambda tokens: model(tokens, torch.arange(tokens.shape[1], device=device)[None], None),
+        lambda rounding: round_megatron(model, rounding, tasks),
+    )
 
 
 def _join_alone(device: str) -> None:

@@ -68,10 +68,11 @@ def reading(thing: str) -> Iterator[None]:
 
 @dataclass(slots=True)
 class SafetensorsReader:
-    """An HF folder. `block` is that of fp8 scales, in rows and columns."""
+    """An HF folder. `block` is that of fp8 scales, in rows and columns; `single` the file where there is no index."""
 
     folder: Path
     block: tuple[int, int] = (128, 128)
+    single: str = _SINGLE
     _files: dict[str, str] = field(default_factory=dict[str, str], init=False)
     _open: dict[str, Any] = field(default_factory=dict[str, Any], init=False)
 
@@ -80,7 +81,7 @@ class SafetensorsReader:
         if index.exists():
             self._files = json.loads(index.read_text())["weight_map"]
         else:
-            self._files = dict.fromkeys(self._file(_SINGLE).keys(), _SINGLE)
+            self._files = dict.fromkeys(self._file(self.single).keys(), self.single)
 
     def read(self, name: str, index: tuple[int, ...]) -> torch.Tensor:
         if f"{name}_scale_inv" in self._files:
