@@ -12,6 +12,7 @@ from ..checkpoints.watched import Seen, Watch
 from ..engine.convert import items_of, read_segments, refuse_unequal
 from ..engine.copy import Segment
 from ..engine.processes import CopyOptions
+from ..jobs.errors import FerryError
 from ..jobs.state import Progress
 from ..mapping.plan import plan_import
 from .context import JobContext
@@ -111,7 +112,11 @@ class TwoCheckpoints:
         names = self.alike
         sides = (self.one, self.other)
         targets = tuple(_as_file(str(number), side, names) for number, side in enumerate(sides))
-        read = read_all(targets, (self.one.place, self.other.place), context, self.bytes)
+        try:
+            read = read_all(targets, (self.one.place, self.other.place), context, self.bytes)
+        except FerryError:
+            self.refuse_changed()
+            raise
         for path in self.refuse_changed()[:1]:  # Links and rights that changed look like a time that was set back.
             if read_all(targets, (self.one.place, self.other.place), context, self.bytes) != read:
                 raise set_back(path)
