@@ -1,10 +1,10 @@
 """The files of an HF folder beside its weights: config, generation config, tokenizer, chat template."""
 
-import json
 from pathlib import Path
 from typing import cast
 
 from ..jobs.errors import BadInputError
+from .plain_json import loads
 
 CONFIG = "config.json"
 _CARRIED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
@@ -20,7 +20,7 @@ def read_config(folder: Path) -> dict[str, object]:
 def read_json_object(path: Path, expected: str) -> dict[str, object]:
     """A JSON object of names and values. BadInputError where there is none."""
     try:
-        value = json.loads(path.read_bytes())
+        value: object = loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _bad(path, "no such file", expected, missing=True) from error
     except ValueError as error:
@@ -34,6 +34,9 @@ def side_files(folder: Path) -> dict[str, Path]:
     """What is carried along as found: name inside the folder -> path. Weights, their index and code are not."""
     found = [path for suffix in _CARRIED_SUFFIXES for path in folder.glob(f"*{suffix}")]
     found += (folder / "additional_chat_templates").glob("*.jinja")
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise _bad(path, "a link that leads nowhere", "a file of the checkpoint", missing=True)
     return {str(path.relative_to(folder)): path for path in sorted(found) if path.is_file() and _is_side_file(path)}
 
 

@@ -8,6 +8,7 @@ from .torch_dist import METADATA
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+_MOST_DIGITS = 18
 
 
 def iteration_name(iteration: int | None) -> str:
@@ -29,8 +30,8 @@ def iteration_folder(checkpoint: Path) -> Path:
         raise bad_checkpoint(
             checkpoint, f"neither {METADATA}, nor mp_rank folders, nor {TRACKER}", "a Megatron checkpoint", missing=True
         )
-    text = tracker.read_text().strip()
-    if text != RELEASE and not (text.isascii() and text.isdecimal()):
+    text = tracker.read_text(errors="replace").strip()
+    if text != RELEASE and not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
         raise bad_checkpoint(tracker, repr(text[:40]), f"an iteration number or {RELEASE!r}")
     folder = checkpoint / iteration_name(None if text == RELEASE else int(text))
     if not _holds_weights(folder):

@@ -12,5 +12,6 @@ def bad_checkpoint(path: Path, found: str, expected: str, *, missing: bool = Fal
         f"Megatron checkpoint {path}",
         found=found,
         expected=expected,
-        next_step="Point at the folder that Megatron saved (with its tracker file), and check that it is complete.",
+        next_step="Wait until its trainer has saved it, where it still does. Else point at the folder that Megatron "
+        "saved (with its tracker file), and check that it is complete.",
     )

@@ -12,6 +12,7 @@ from typing import Any, cast
 from ..jobs.errors import BadInputError, ErrorCode
 from .dtypes import BY_SAFETENSORS
 from .extents import Extent, Item, Literal, Run, Span, StoredTensor, TargetFile, flat_index
+from .plain_json import integer, loads, loads_unique
 from .sharing import padding_before
 
 INDEX = "model.safetensors.index.json"
@@ -139,7 +140,7 @@ def lay_out_file(path: str, items: Iterable[Item]) -> TargetFile:
 def _read_index(folder: Path) -> dict[str, str]:
     path = folder / INDEX
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = loads(path.read_bytes())["weight_map"]
         files = {str(name): str(file) for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _bad(path, f"no readable weight_map ({type(error).__name__})", "tensor names and their files") from error
@@ -192,7 +193,10 @@ def _read_header(path: Path) -> dict[str, _Place]:
 
 def _parse_header(path: Path, text: bytes, data_bytes: int) -> dict[str, _Place]:
     try:
-        header = cast(dict[str, Any], json.loads(text))
+        header: object = loads_unique(text)
+        if not isinstance(header, dict):
+            raise TypeError(f"a {type(header).__name__}")
+        header = cast(dict[str, Any], header)
         header.pop("__metadata__", None)
         places = {name: _place(path, 8 + len(text), entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -209,9 +213,13 @@ def _parse_header(path: Path, text: bytes, data_bytes: int) -> dict[str, _Place]
 
 
 def _place(path: Path, base: int, entry: dict[str, Any]) -> _Place:
-    start, end = (int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(size) for size in entry["shape"])
-    dtype = BY_SAFETENSORS.get(entry["dtype"])
+    if len(entry["data_offsets"]) != 2:
+        raise ValueError(f"data_offsets {entry['data_offsets']}")
+    start, end = map(integer, entry["data_offsets"])
+    if not isinstance(entry["shape"], list):
+        raise TypeError(f"shape {entry['shape']!r}")
+    shape = tuple(map(integer, cast("list[object]", entry["shape"])))
+    dtype = BY_SAFETENSORS.get(str(entry["dtype"]))
     if dtype is None:
         raise ValueError(f"unknown dtype {entry['dtype']!r}")
     tensor = StoredTensor(dtype=dtype.safetensors, shape=shape, item_bytes=dtype.item_bytes)
@@ -226,5 +234,5 @@ def _bad(path: Path, found: str, expected: str, code: ErrorCode = "bad_header") 
         f"safetensors file {path}" if path.suffix == ".safetensors" else str(path),
         found=found,
         expected=expected,
-        next_step="Download or copy the checkpoint again, completely.",
+        next_step="Wait until whoever saves or downloads it is done; else save or copy it again, completely.",
     )

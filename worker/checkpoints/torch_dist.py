@@ -1,6 +1,5 @@
 """Megatron-Core's `torch_dist` folders: a torch DCP checkpoint, read by its index."""
 
-import json
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from .dtypes import BY_TORCH
 from .extents import Extent, StoredTensor
+from .plain_json import integer, loads
 from .refusal import bad_checkpoint
 from .tiling import Tiling
 from .torch_archive import ArchiveError, find_tensor, read_archive
@@ -78,6 +78,8 @@ class TorchDistFolder:
         try:
             with path.open("rb") as file:
                 return read_archive(file.fileno(), stored.offset, stored.length).value
+        except FileNotFoundError as error:
+            raise bad_checkpoint(path, "no such file", f"the file that holds object {name!r}", missing=True) from error
         except ArchiveError as error:
             found = f"object {name!r} in a form that cannot be read ({error})"
             raise bad_checkpoint(path, found, "torch.save items") from error
@@ -128,7 +130,7 @@ class TorchDistFolder:
 def _check_format(folder: Path) -> None:
     path = folder / FORMAT
     try:
-        found: object = json.loads(path.read_bytes())["sharded_backend"]
+        found: object = loads(path.read_bytes())["sharded_backend"]
     except FileNotFoundError as error:
         raise bad_checkpoint(path, "no such file", "a torch_dist checkpoint", missing=True) from error
     except (ValueError, KeyError, TypeError) as error:
@@ -156,12 +158,17 @@ def _parse(folder: Path, metadata: Any) -> TorchDistFolder:
             tensors[name] = StoredTensor(dtype=dtype.safetensors, shape=shape, item_bytes=dtype.item_bytes)
             boxes: list[Inert] = entry.attribute("chunks")
             sizes[name] = {box.attribute("offsets"): box.attribute("sizes") for box in boxes}
+            _refuse_outside(name, shape, sizes[name])
     chunks: defaultdict[str, list[Chunk]] = defaultdict(list)
     objects: dict[str, _Stored] = {}
+    items: dict[_Stored, str] = {}
     for index, info in metadata.attribute("storage_data").items():
         name, offset = index.attribute("fqn"), index.attribute("offset")
-        stored = _Stored(_plain_name(info), info.attribute("offset"), info.attribute("length"))
+        stored = _Stored(_plain_name(info), _count(info.attribute("offset")), _count(info.attribute("length")))
         if name in tensors:
+            if stored in items:
+                raise ValueError(f"one item for {items[stored]!r} and {name!r}")
+            items[stored] = name
             chunks[name].append(Chunk(offset, sizes[name][offset], stored))
         else:
             objects[name] = stored
@@ -170,10 +177,24 @@ def _parse(folder: Path, metadata: Any) -> TorchDistFolder:
     return TorchDistFolder(folder=folder, tensors=tensors, objects=objects, chunks=dict(chunks))
 
 
+def _refuse_outside(name: str, shape: tuple[int, ...], chunks: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
+    """ValueError where a chunk reaches out of its tensor."""
+    for offsets, sizes in chunks.items():
+        inside = all(0 <= begin <= begin + size <= end for begin, size, end in zip(offsets, sizes, shape, strict=True))
+        if not inside:
+            raise ValueError(f"a chunk of {list(sizes)} at {list(offsets)} of {name!r}, which is {list(shape)}")
+
+
+def _count(value: object) -> int:
+    if integer(value) < 0:
+        raise ValueError(f"{value} bytes")
+    return integer(value)
+
+
 def _plain_name(info: Inert) -> str:
     """A checkpoint names files beside its index and nothing else; a path that leaves the folder is an attack."""
     name = str(info.attribute("relative_path"))
-    if Path(name).name != name:
+    if name in ("", "..") or Path(name).name != name:
         raise ValueError(f"file name {name!r}")
     if info.attribute("transform_descriptors"):
         raise ValueError(f"compressed or encrypted items in {name}")

@@ -1,19 +1,29 @@
 """Paths that note what planning asks of them, so that the answers can be held to be the same when all is written."""
 
+import errno
 import io
 import os
+import stat
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path, PosixPath
 from typing import IO, Any, Literal, cast, override
 
-from ..jobs.errors import FerryError
+from ..jobs.errors import BadInputError, FerryError
 from ..jobs.locations import Locations
 from .identity import FileIdentity, content_digest, refuse_changed, source_changed
 
 _TICK_NS = 20_000_000
 """Files' times stand still for up to 10 ms: of two writes within them the second leaves no trace."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 Presence = Literal["exists", "is_file", "is_dir"]
 
@@ -167,6 +177,7 @@ class WatchedPath(PosixPath):
     @override
     def open(self, *args: Any, **options: Any) -> IO[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # one return type for all modes
         try:
+            _refuse_no_file(Path(self))
             file = cast("IO[Any]", Path(self).open(*args, **options))  # noqa: SIM115  # the caller closes it
         except FileNotFoundError:
             self._look("exists")
@@ -206,6 +217,27 @@ class _Watched:
         if location not in self.watch.led:
             self.watch.led[location] = Led(location, self.locations.resolve_source(location), self.locations)
         return WatchedPath(self.watch.led[location].path, watch=self.watch)
+
+
+def _refuse_no_file(path: Path) -> None:
+    """BadInputError for what is opened in vain, for ever, or without an end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        found = "a symbolic link to itself"
+    else:
+        if stat.S_ISREG(mode):
+            return
+        found = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+    raise BadInputError(
+        "bad_location",
+        f"source file {path}",
+        found=found,
+        expected="a file",
+        next_step="Put the file there, or name another source.",
+    )
 
 
 def names_in(folder: Path, pattern: str) -> frozenset[str]:

@@ -27,7 +27,7 @@ from ..engine.part_queue import ListedParts, Segments
 from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for, spread
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
-from ..jobs.errors import BadInputError, TransientError
+from ..jobs.errors import BadInputError, FerryError, TransientError
 from ..jobs.locations import Locations
 from ..jobs.spec import ConversionSpec, replaces
 from ..jobs.state import CheckpointResult, Progress, Timings
@@ -231,7 +231,11 @@ def _fill(
     # What is written already counts as room that this job has.
     context.reserve(replace(room, free_bytes=room.free_bytes + resumed), needed_bytes(conversion))
     plan_seconds = time.monotonic() - started
-    done = _write(work, conversion, context, resumed)
+    try:
+        done = _write(work, conversion, context, resumed)
+    except FerryError:
+        conversion.refuse_changed()  # A file that went away or became shorter is no fault of the disk.
+        raise
     conversion.refuse_changed()  # What is written beside would be another one's.
     work.journal.end(staged.path)
     finalizing = time.monotonic()

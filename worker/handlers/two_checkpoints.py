@@ -11,6 +11,7 @@ from ..checkpoints.safetensors_folder import whole_tensors
 from ..checkpoints.watched import Seen, Watch
 from ..engine.convert import items_of, refuse_unequal
 from ..engine.copy import Segment
+from ..jobs.errors import FerryError
 from ..mapping.plan import plan_import
 from .context import JobContext
 from .hf_source import is_hf, open_hf, open_tensors
@@ -107,7 +108,11 @@ class TwoCheckpoints:
         names = self.alike
         sides = (self.one, self.other)
         targets = tuple(_as_file(str(number), side, names) for number, side in enumerate(sides))
-        read = read_all(targets, (self.one.place, self.other.place), context, self.bytes)
+        try:
+            read = read_all(targets, (self.one.place, self.other.place), context, self.bytes)
+        except FerryError:
+            self.refuse_changed()
+            raise
         for path in self.refuse_changed()[:1]:  # Links and rights that changed look like a time that was set back.
             if read_all(targets, (self.one.place, self.other.place), context, self.bytes) != read:
                 raise set_back(path)

@@ -5,6 +5,8 @@ from typing import cast
 
 from .record import Record
 
+_MOST_LAYERS = 100_000
+
 LayerPairs = tuple[tuple[int, int], ...]
 """(HF's number, Megatron's number)."""
 
@@ -14,7 +16,15 @@ Layers = Callable[[Record], LayerPairs]
 
 def every_layer(values: Record) -> LayerPairs:
     """All decoder layers."""
-    return tuple((layer, layer) for layer in range(values.positive("num_layers")))
+    return tuple((layer, layer) for layer in range(layer_count(values)))
+
+
+def layer_count(values: Record) -> int:
+    """BadInputError where there are more than a plan can be made for."""
+    count = values.positive("num_layers")
+    if count > _MOST_LAYERS:
+        raise values.wrong("num_layers", f"at most {_MOST_LAYERS:,} layers")
+    return count
 
 
 def moe_layers(values: Record) -> LayerPairs:
