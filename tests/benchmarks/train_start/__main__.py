@@ -83,6 +83,8 @@ def _tried(start: Start, planned: Future[dict[str, Any]], *, saves: bool) -> boo
         plan, found = planned.result(), list[checks.Check]()
         trained = start.train(saves=saves)
         found += checks.of_first_start(start, trained, hf_losses(start.hf, start.batch, start.device))
+        if setting.adapters:
+            found += checks.of_adapters(trained)
         if saves:
             found += checks.of_export(start, trained, start.export())
         if saves and setting.restarts:

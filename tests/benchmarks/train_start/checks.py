@@ -38,6 +38,12 @@ def of_first_start(start: Start, trained: Trained, hf: dict[str, float]) -> Iter
     yield Check("the loss falls", " ".join(f"{loss:.4f}" for loss in falling), falling[-1] < falling[0])
 
 
+def of_adapters(trained: Trained) -> Iterator[Check]:
+    """That nothing else was trained."""
+    told = next(line for line in trained.log.splitlines() if "tensors changed" in line)
+    yield Check("adapters alone changed", told, told.endswith(" 0 of them the base's") and not told.startswith("0 "))
+
+
 def of_export(start: Start, trained: Trained, hf: dict[str, float]) -> Iterator[Check]:
     """That HF's model of the trained checkpoint is the trained model."""
     yield _same(start, "the exported model's loss is the trained one's", trained.validation, hf)

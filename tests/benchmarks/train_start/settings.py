@@ -24,6 +24,8 @@ class Setting:
     recompute: Recompute = "none"
     attention: Attention = "local"
     dtype: Literal["bf16", "fp32"] = "bf16"
+    adapters: bool = False
+    """LoRA by our own helpers out of a setup for verl, instead of Megatron-LM's program."""
     restarts: bool = False
     """The run is started again, and goes on from its checkpoint."""
 
@@ -50,11 +52,13 @@ SETTINGS = (
     Setting(name="selective", recompute="selective"),
     Setting(name="full-flash", recompute="full", attention="flash"),
     Setting(name="moe-flash", family="qwen3-moe", attention="flash"),
+    Setting(name="lora-flash", attention="flash", adapters=True),
     Setting(name="tp2", tp=2, restarts=True),
     Setting(name="tp2-flash", tp=2, attention="flash"),
     Setting(name="tp2-whole-flash", tp=2, sequence_parallel=False, attention="flash"),
     Setting(name="pp2-flash", pp=2, attention="flash"),
     Setting(name="dp2-flash", gpus=2, attention="flash"),
     Setting(name="ep2-flash", family="qwen3-moe", ep=2, attention="flash"),
+    Setting(name="lora-tp2-flash", tp=2, attention="flash", adapters=True),
 )
 """Those of one GPU first."""

@@ -74,12 +74,15 @@ class Start:
         return plan
 
     def train(self, steps: int = STEPS, *, saves: bool) -> Trained:
-        """Megatron's training program, with the setup's argument file."""
+        """Megatron's training program with the setup's argument file, or our helpers with adapters."""
         report = self.folder / f"report-{steps}"
         report.mkdir(exist_ok=True)
         np.savez(self.folder / "batch.npz", **self.batch)
-        words = [*self._given(saves), *self._of_host(), *self._of_run(steps, report)]
-        module = "tests.benchmarks.train_start.pretrain"
+        if self.setting.adapters:
+            program, words = "lora", [*self._of_adapters(steps, report)]
+        else:
+            program, words = "pretrain", [*self._given(saves), *self._of_host(), *self._of_run(steps, report)]
+        module = f"tests.benchmarks.train_start.{program}"
         log = commands.ranks(
             module, self.setting.world_size, words, self.folder / f"log-{steps}.txt", self._environment()
         )
@@ -94,10 +97,12 @@ class Start:
         )
 
     def export(self) -> dict[str, float]:
-        """The trained checkpoint as HF's model; that model's loss."""
-        commands.ferry(
-            "export", str(self.checkpoints), str(self.exported), "--hf-config", str(self.target / "hf"), "--local"
-        )
+        """The trained checkpoint as HF's model, an adapter folded in; that model's loss."""
+        if self.setting.adapters:
+            words = ["merge", str(self.hf), str(self.exported), "--adapter", str(self.checkpoints)]
+        else:
+            words = ["export", str(self.checkpoints), str(self.exported), "--hf-config", str(self.target / "hf")]
+        commands.ferry(*words, "--local")
         return hf_losses(self.exported, self.batch, self.device)
 
     def clear(self) -> None:
@@ -107,7 +112,7 @@ class Start:
 
     def _setup(self) -> list[str]:
         setting = self.setting
-        words = ["setup", str(self.hf), str(self.target), "--profile", "megatron-lm"]
+        words = ["setup", str(self.hf), str(self.target), "--profile", "verl" if setting.adapters else "megatron-lm"]
         words += ["--tp", str(setting.tp), "--pp", str(setting.pp), "--ep", str(setting.ep)]
         words += ["--world-size", str(setting.world_size), "--recompute", setting.recompute, "--dtype", setting.dtype]
         words += ["--sequence-length", str(self.batch["tokens"].shape[1]), "--local"]
@@ -115,6 +120,8 @@ class Start:
             words += ["--etp", "1"]
         if setting.sequence_parallel is not None:
             words += ["--sequence-parallel" if setting.sequence_parallel else "--no-sequence-parallel"]
+        if setting.adapters:
+            words += ["--peft", "lora", "--peft-dim", "16", "--init-adapter"]
         return words
 
     def _given(self, saves: bool) -> Iterator[str]:
@@ -136,6 +143,11 @@ class Start:
         yield from ("--mock-data", "--num-workers", "0")
         yield from ("--eval-iters", "1", "--eval-interval", "1000", "--log-interval", "1")
         yield from ("--batch", str(self.folder / "batch.npz"), "--report", str(report))
+        yield from ("--attention", self.setting.attention)
+
+    def _of_adapters(self, steps: int, report: Path) -> Iterator[str]:
+        yield from ("--setup", str(self.target), "--save", str(self.checkpoints), "--tp", str(self.setting.tp))
+        yield from ("--batch", str(self.folder / "batch.npz"), "--report", str(report), "--steps", str(steps))
         yield from ("--attention", self.setting.attention)
 
     def _environment(self) -> dict[str, str]:
