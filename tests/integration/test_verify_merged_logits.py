@@ -101,7 +101,7 @@ def test_factors_at_the_wrong_layer_are_found(base: Path, tmp_path: Path, warm_m
 
     def crossed(*given: Any) -> MergedSource:
         made = right(*given)
-        return replace(made, updates=dict(zip(made.updates, reversed(made.updates.values()), strict=True)))
+        return replace(made, updates=dict(zip(made.updates, list(made.updates.values())[::-1], strict=True)))
 
     with (
         mock.patch.object(MergedSource, "of", crossed),
