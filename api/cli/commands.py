@@ -275,6 +275,10 @@ def setup(
     last_stage_layers: Annotated[
         int | None, typer.Option(min=1, help="Layers of the last stage.", rich_help_panel=_CUT)
     ] = None,
+    pipeline_layout: Annotated[
+        str | None,
+        typer.Option(metavar="LAYOUT", help="Layers of each stage, such as 'Ettt|(tt|)*2,m|L'.", rich_help_panel=_CUT),
+    ] = None,
     world_size: Annotated[
         int | None, typer.Option(min=1, help="GPUs; default: the fewest.", rich_help_panel=_CUT)
     ] = None,
@@ -345,6 +349,7 @@ def setup(
                 "parallelism.sequence_parallel": sequence_parallel,
                 "parallelism.first_stage_layers": first_stage_layers,
                 "parallelism.last_stage_layers": last_stage_layers,
+                "parallelism.pipeline_layout": pipeline_layout,
                 "parallelism.world_size": world_size,
                 "base": base,
                 "init": "random" if init_random else None,

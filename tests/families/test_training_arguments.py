@@ -20,6 +20,7 @@ from worker.mapping.model_config import build, to_json_dict
 from worker.mapping.upstream_classes import VARIANT_FIELDS
 from worker.mapping.vocabulary import padded_size
 from worker.setups.ddp_values import FIELDS
+from worker.setups.layout import with_its_chunks
 from worker.setups.profiles.megatron_lm import MEGATRON_LM, model_arguments
 from worker.setups.run_values import run_values
 from worker.setups.trainer_run import TrainerRun
@@ -123,6 +124,9 @@ def test_megatrons_parser_takes_every_parallelism(megatron: Ranks) -> None:
         "vpp": run_of(dense, parallelism=Parallelism(pp_size=2, vpp_size=3, cp_size=4), recompute="selective"),
         "uneven": run_of(
             dense, parallelism=Parallelism(pp_size=8, first_stage_layers=15, last_stage_layers=15), recompute="full"
+        ),
+        "layout": run_of(
+            dense, parallelism=with_its_chunks(Parallelism(pp_size=4, pipeline_layout="E,t*15|(t*16|)*6,t*15L"))
         ),
         "experts": run_of(moe, parallelism=Parallelism(tp_size=2, pp_size=2, ep_size=4, etp_size=1)),
         "experts with tp": run_of(moe, parallelism=Parallelism(tp_size=2, ep_size=4)),

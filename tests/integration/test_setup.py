@@ -342,6 +342,8 @@ def test_a_plan_shows_parallelism_memory_and_files(llama: Path, tmp_path: Path) 
         ({"vpp_size": 2}, "vpp_size", "pp_size above 1"),
         ({"tp_size": 2, "world_size": 3}, "world_size", "a multiple of 2"),
         ({"first_stage_layers": 1}, "first_stage_layers", "larger pp_size"),
+        ({"pp_size": 2, "pipeline_layout": "Et|tL"}, "pipeline_layout", "4: decoder layers"),
+        ({"pipeline_layout": "Et*4L"}, "pipeline_layout", "pp_size above 1"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_by_its_field(
@@ -412,6 +414,22 @@ def test_ranks_load_what_was_set_up_before_it_appears(llama: Path, warm_model_co
 
     assert result.verified is not None
     assert result.verified.loaded_by == 4
+
+
+@pytest.mark.slow
+def test_ranks_load_a_layout_that_is_written_out(llama: Path, warm_model_configs: Path, tmp_path: Path) -> None:
+    sizes = Parallelism(pp_size=2, pipeline_layout="Et|t*2||tL")
+
+    result = set_up(warm_model_configs, llama, tmp_path / "run", parallelism=sizes, verify=("load",))
+
+    assert result.verified is not None
+    assert result.verified.loaded_by == 2
+    transformer = json.loads((tmp_path / "run/model_config.json").read_text())["transformer"]
+    assert transformer["pipeline_model_parallel_layout"] == "Et|t*2||tL"
+    assert transformer["virtual_pipeline_model_parallel_size"] == 2
+    written = yaml.safe_load((tmp_path / "run/release/run_config.yaml").read_text())
+    assert written["model"]["pipeline_model_parallel_layout"] == "Et|t*2||tL"
+    assert "--pipeline-model-parallel-layout 'Et|t*2||tL'\n" in (tmp_path / "run/arguments.txt").read_text()
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from ..checkpoints.iterations import iteration_folder
 from ..jobs.errors import BadInputError
 from ..jobs.setup_spec import SetupSpec
 from ..jobs.state import Progress
+from ..setups.layout import with_its_chunks
 from ..setups.stages import fewest_gpus
 from .context import JobContext
 from .unverified import last_line
@@ -45,7 +46,7 @@ def verify_loads(conversion: "Conversion", spec: SetupSpec, staged: Path, contex
             "config": config,
             "meeting": meeting,
             "size": ranks,
-            "parallelism": spec.parallelism.model_dump(),
+            "parallelism": with_its_chunks(spec.parallelism).model_dump(),
         }
         started = [_start(number, request, stack) for number in range(ranks)]
         _await(started, lambda done: _tell(context, conversion.bytes, done / ranks))

@@ -25,6 +25,7 @@ from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
 from ..mapping.run_config import RUN_CONFIG
 from ..setups.ddp_values import ddp_json
+from ..setups.layout import with_its_chunks
 from ..setups.memory_estimate import MemoryEstimate
 from ..setups.parallel_checks import refuse_impossible
 from ..setups.profile import Profile
@@ -149,11 +150,12 @@ def _refuse_target(spec: SetupSpec, target: Path) -> None:
 def _trainer_run(spec: SetupSpec, base: SetupBase, target: Path) -> TrainerRun:
     values = base.model.mcore
     longest = values.integer("seq_length", _LONGEST)
+    sizes = with_its_chunks(spec.parallelism)
     return TrainerRun(
         model=base.model,
         dtype=_NAMES[values.text("params_dtype", "float32")],
-        parallelism=spec.parallelism,
-        world_size=spec.parallelism.world_size or fewest_gpus(spec.parallelism),
+        parallelism=sizes,
+        world_size=sizes.world_size or fewest_gpus(sizes),
         target=target,
         base=base.root,
         iteration=base.iteration,

@@ -116,6 +116,8 @@ def load_sections(model: Sequence[nn.Module] | nn.Module, loaded: Mapping[str, A
         name = section_name(number, len(chunks))
         if name not in loaded and len(chunks) == 1:
             name = next((key for key in loaded if key.startswith("model")), name)
+        if name not in loaded and not stage_of(chunk).state_dict():
+            continue  # a layout may leave a chunk without layers, and what it asks for is no section
         if name not in loaded:
             raise KeyError(
                 f"checkpoint section of model chunk {number}: found {sorted(loaded)}, expected {name!r}. "

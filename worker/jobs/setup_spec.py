@@ -31,6 +31,8 @@ class Parallelism(Spec):
     first_stage_layers: _Size | None = None
     last_stage_layers: _Size | None = None
     """Uneven stages: layers of the first and of the last one; the others share the rest evenly."""
+    pipeline_layout: str | None = Field(default=None, min_length=1, max_length=2000)
+    """Which layers each stage holds, as Megatron's `pipeline_model_parallel_layout` has it: `Ettt|(tt|)*2,m|L`."""
     world_size: _Size | None = None
     """GPUs; None: the fewest that the sizes above allow."""
 

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     import torch
 
 ACTIVATION = "activation_func"
+_LAYOUT = "pipeline_model_parallel_layout"
 
 
 def to_json(field: str, value: object) -> object:
     """`value` in plain JSON types. BadInputError where it has no JSON form."""
     import torch
 
+    if field == _LAYOUT and value is not None:
+        return str(value)  # upstream parses the text it was given
     match value:
         case Enum():
             return value.name

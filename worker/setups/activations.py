@@ -33,12 +33,12 @@ class Activations:
     directed: int
     """Of DoRA, while it measures a layer."""
 
-    def of_stage(self, stage: int, chunks: tuple[range, ...], stages: int) -> int:
-        """`chunks`: the decoder layers of each of its model chunks."""
+    def of_stage(self, stage: int, chunks: tuple[range, ...], stages: int, *, predicts: bool) -> int:
+        """`chunks`: the decoder layers of each of its model chunks; `predicts`: further tokens than the next."""
         in_flight = stages - stage if len(chunks) == 1 else 2 * (stages - stage - 1) + (len(chunks) - 1) * stages + 1
         kept = sum(self.layers[layer] for chunk in chunks for layer in chunk)
         working = max((self.again[layer] for chunk in chunks for layer in chunk), default=0)
-        behind = self.prediction + self.last_norm if stage == stages - 1 else 0
+        behind = (self.prediction if predicts else 0) + (self.last_norm if stage == stages - 1 else 0)
         return in_flight * kept // len(chunks) + working + behind + self.directed
 
 

@@ -7,10 +7,12 @@ communication and what the allocator cannot use are not counted: leave some giga
 
 from dataclasses import dataclass
 
+from ..jobs.setup_spec import Parallelism
 from ..mapping.vocabulary import padded_size
 from .activations import Activations, activations
 from .census import Census, Place
 from .counts import Counts, counts
+from .layout import chunks_of_layout, stage_of_prediction
 from .replication import Held, Replication
 from .shares import OF_EXPERTS, one_rank
 from .stages import chunks_of_stages, layers_per_stage
@@ -52,12 +54,17 @@ def estimate(run: TrainerRun, counted: Counts | None = None) -> MemoryEstimate:
     """`counted`: the model's counts, for whoever asks of several parallelisms. The run must be possible."""
     counted = counted or counts(run)
     sizes = run.parallelism
+    estimating = _Estimating(run, counted, activations(run, counted), Replication(run))
+    stages = tuple(estimating.stage(stage, of_stage) for stage, of_stage in enumerate(_dealt(run, sizes)))
+    return MemoryEstimate(stages=stages, fullest=max(stages, key=lambda one: one.total).stage)
+
+
+def _dealt(run: TrainerRun, sizes: Parallelism) -> tuple[tuple[range, ...], ...]:
+    if sizes.pipeline_layout is not None:
+        return chunks_of_layout(sizes.pipeline_layout, sizes.pp_size)
     dealt = layers_per_stage(run.model.mcore.positive("num_layers"), sizes)
     assert dealt is not None  # whoever asks has refused what cannot be
-    estimating = _Estimating(run, counted, activations(run, counted), Replication(run))
-    chunks = chunks_of_stages(dealt, sizes.vpp_size or 1)
-    stages = tuple(estimating.stage(stage, of_stage) for stage, of_stage in enumerate(chunks))
-    return MemoryEstimate(stages=stages, fullest=max(stages, key=lambda one: one.total).stage)
+    return chunks_of_stages(dealt, sizes.vpp_size or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class _Estimating:
         weights = self.replication.weights(total, self._unit(self.counted.model, places))
         gradients = self.replication.gradients(trained, self._unit(adapters or self.counted.model, places))
         optimizer = self.replication.optimizer(trained)
-        kept = self.activations.of_stage(number, chunks, pp)
+        kept = self.activations.of_stage(number, chunks, pp, predicts=number == self._predicting())
         logits = self._logits() if number == pp - 1 else 0
         return StageMemory(
             stage=number,
@@ -93,13 +100,22 @@ class _Estimating:
         )
 
     def _ends(self, stage: int) -> list[Place]:
-        """The last stage has the embedding too, as output layer or for multi-token prediction."""
+        """The embedding is there again as output layer, and for multi-token prediction."""
         values, last = self.run.model.mcore, self.run.parallelism.pp_size - 1
-        first: list[Place] = ["embedding"] if stage == 0 else []
-        if stage != last:
-            return first
-        copies = values.get("share_embeddings_and_output_weights") or values.get("mtp_num_layers")
-        return [*first, "end", "mtp", *(["embedding"] if last and copies else [])]
+        ends: list[Place] = ["embedding"] if stage == 0 else []
+        predicts = stage == self._predicting()
+        if predicts:
+            ends.append("mtp")
+        if stage == last:
+            ends.append("end")
+        tied = stage == last and values.get("share_embeddings_and_output_weights")
+        copies = tied or (predicts and values.get("mtp_num_layers"))
+        return [*ends, "embedding"] if stage and copies else ends
+
+    def _predicting(self) -> int:
+        """The stage of multi-token prediction."""
+        sizes = self.run.parallelism
+        return stage_of_prediction(sizes.pipeline_layout or "", sizes.pp_size)
 
     def _held(self, counted: Census, places: list[Place]) -> Held:
         dense = expert = 0

@@ -11,6 +11,7 @@ from ..jobs.setup_spec import Parallelism
 from .adapter_checks import adapter_problems
 from .context_checks import context_problems
 from .ddp_values import ddp_values
+from .layout import layout_problems
 from .problem import Problem
 from .stages import fewest_gpus, layers_per_stage, uneven_stages
 from .trainer_run import TrainerRun
@@ -99,6 +100,9 @@ def _experts(run: TrainerRun) -> Iterator[Problem]:
 
 def _pipeline(run: TrainerRun) -> Iterator[Problem]:
     sizes, layers = run.parallelism, run.model.mcore.positive("num_layers")
+    if sizes.pipeline_layout is not None:
+        yield from layout_problems(run)
+        return
     uneven = sizes.first_stage_layers is not None or sizes.last_stage_layers is not None
     if sizes.pp_size == 1 and uneven:
         yield Problem("parallelism.first_stage_layers, last_stage_layers", "one stage", "none, or a larger pp_size")

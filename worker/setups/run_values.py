@@ -33,6 +33,7 @@ def parallel_values(run: TrainerRun) -> dict[str, object]:
 def stage_values(run: TrainerRun) -> dict[str, object]:
     """Uneven pipeline stages; None where they are even."""
     return {
+        "pipeline_model_parallel_layout": run.parallelism.pipeline_layout,
         "num_layers_in_first_pipeline_stage": run.parallelism.first_stage_layers,
         "num_layers_in_last_pipeline_stage": run.parallelism.last_stage_layers,
     }

@@ -116,9 +116,10 @@ def _stages(asked: Parallelism, layers: int, pp_size: int) -> Iterator[dict[str,
     if pp_size == asked.pp_size:
         yield {}
         return
+    no_layout: dict[str, object] = {"pipeline_layout": None}
     ends = ((None, None),) if layers % pp_size == 0 else uneven_stages(layers, pp_size)
     for first, last in ends:
-        yield {"pp_size": pp_size, "vpp_size": None, "first_stage_layers": first, "last_stage_layers": last}
+        yield {"pp_size": pp_size, "vpp_size": None, "first_stage_layers": first, "last_stage_layers": last} | no_layout
 
 
 def _etps(asked: Parallelism, tp_size: int, experts: object) -> tuple[int | None, ...]:
@@ -166,7 +167,8 @@ def _named(sizes: Parallelism, world_size: int, more: str = "") -> str:
     named = [("--pp", sizes.pp_size), ("--vpp", sizes.vpp_size), ("--cp", sizes.cp_size), ("--ep", sizes.ep_size)]
     given = [("--tp", sizes.tp_size), *((name, size) for name, size in named if size != 1), ("--etp", sizes.etp_size)]
     given += [("--first-stage-layers", sizes.first_stage_layers), ("--last-stage-layers", sizes.last_stage_layers)]
-    text = " ".join(f"{name} {size}" for name, size in given if size is not None) + more
+    layout = "" if sizes.pipeline_layout is None else f" --pipeline-layout '{sizes.pipeline_layout}'"
+    text = " ".join(f"{name} {size}" for name, size in given if size is not None) + layout + more
     if world_size != fewest_gpus(sizes):
         return f"{text} --world-size {world_size}"
     return f"{text} on {world_size:,} GPU{'s' if world_size > 1 else ''}"

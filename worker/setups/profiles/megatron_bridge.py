@@ -97,6 +97,7 @@ MEGATRON_BRIDGE = Profile(
             for name in (
                 "num_layers_in_first_pipeline_stage",
                 "num_layers_in_last_pipeline_stage",
+                "pipeline_model_parallel_layout",
                 "recompute_granularity",
                 "recompute_method",
                 "recompute_num_layers",

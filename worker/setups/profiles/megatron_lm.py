@@ -156,6 +156,7 @@ _OF_RUN = (
     "--tensor-model-parallel-size",
     "--pipeline-model-parallel-size",
     "--num-virtual-stages-per-pipeline-rank",
+    "--pipeline-model-parallel-layout",
     "--context-parallel-size",
     "--expert-model-parallel-size",
     "--expert-tensor-parallel-size",
@@ -261,7 +262,9 @@ def _of_sizes(run: TrainerRun) -> Iterator[tuple[str, ...]]:
     yield "--padded-vocab-size", str(padded_size(run.model.mcore, sizes.tp_size))
     yield "--tensor-model-parallel-size", str(sizes.tp_size)
     yield "--pipeline-model-parallel-size", str(sizes.pp_size)
-    if sizes.vpp_size is not None:
+    if sizes.pipeline_layout is not None:
+        yield "--pipeline-model-parallel-layout", sizes.pipeline_layout
+    elif sizes.vpp_size is not None:
         yield "--num-virtual-stages-per-pipeline-rank", str(sizes.vpp_size)
     yield "--context-parallel-size", str(sizes.cp_size)
     yield "--expert-model-parallel-size", str(sizes.ep_size)

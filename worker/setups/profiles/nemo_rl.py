@@ -41,6 +41,9 @@ def document(run: TrainerRun) -> dict[str, object]:
     """What differs from NeMo-RL's example. BadInputError where it has no such setting."""
     sizes, values = run.parallelism, run.model.mcore
     refuse_variant(run, _TRAINER, VARIANT_FIELDS)
+    if sizes.pipeline_layout is not None:
+        next_step = "Leave it out, or choose first_stage_layers and last_stage_layers."
+        raise no_setting(_TRAINER, "spec field parallelism.pipeline_layout", sizes.pipeline_layout, next_step)
     if sizes.vpp_size is not None:
         raise no_setting(_TRAINER, "spec field parallelism.vpp_size", sizes.vpp_size, "Leave it out.")
     if run.ddp.use_megatron_fsdp:
@@ -56,7 +59,7 @@ def document(run: TrainerRun) -> dict[str, object]:
     megatron: dict[str, object] = {
         "enabled": True,
         **{name: value for name, value in parallel_values(run).items() if not name.startswith("virtual")},
-        **stage_values(run),
+        **{name: value for name, value in stage_values(run).items() if name.startswith("num_layers")},
         **{name: bool(values.get(name)) for name in _OF_MODEL},
         "activation_checkpointing": run.recompute == "full",
         "optimizer": {

@@ -46,6 +46,7 @@ _OF_ACTOR = (
     "seed",
     "+override_transformer_config.num_layers_in_first_pipeline_stage",
     "+override_transformer_config.num_layers_in_last_pipeline_stage",
+    "+override_transformer_config.pipeline_model_parallel_layout",
     "override_transformer_config.recompute_granularity",
     "override_transformer_config.recompute_method",
     "override_transformer_config.recompute_num_layers",
