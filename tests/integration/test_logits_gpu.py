@@ -63,7 +63,7 @@ def test_one_model_is_gone_before_the_other_comes(tmp_path: Path) -> None:
     assert figures["max_abs_difference"] == 0
     assert weights < torch.cuda.max_memory_allocated() < 1.5 * weights
     assert len(held) == 4
-    assert torch.cuda.memory_allocated() < 0.1 * weights
+    assert torch.cuda.memory_allocated() < 0.25 * weights  # cuBLAS keeps a workspace of 32 MiB
 
 
 @on_gpu

@@ -19,7 +19,7 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 from megatron.training.models.hybrid import HybridModelConfig
 from torch.nn import functional
 
-from worker.integration import for_this_host, load_model_config
+from worker.integration import for_this_host, load, load_model_config
 from worker.integration.variants import VariantGPTModelConfig
 from worker.jobs.errors import BadInputError
 from worker.mapping.model_config import MegatronValues, build, from_json_dict, to_json_dict
@@ -340,6 +340,19 @@ def test_adapting_to_this_host_leaves_the_recorded_config_alone() -> None:
     assert to_json_dict(config) == recorded
     assert adapted.transformer.activation_func is functional.silu
     assert vars(adapted.transformer)["yarn_rotary_scaling_factor"] == 16.0
+
+
+def test_without_fusions_a_host_with_every_kernel_builds_the_same_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "_SWITCHES", tuple(replace(one, available=lambda: True) for one in load._SWITCHES))
+
+    plain = for_this_host(build(VALUES), fused=False).transformer
+    fused = for_this_host(build(VALUES)).transformer
+
+    assert fused.bias_activation_fusion
+    assert not plain.bias_activation_fusion
+    assert not plain.apply_rope_fusion
+    assert plain.transformer_impl == fused.transformer_impl
+    assert plain.moe_grouped_gemm == fused.moe_grouped_gemm
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about hosts without CUDA")

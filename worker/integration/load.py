@@ -30,14 +30,15 @@ def load_model_config(source: Path | str | Mapping[str, object]) -> "GPTModelCon
     return from_json_dict(_read(path / MODEL_CONFIG if path.is_dir() else path))
 
 
-def for_this_host(config: "GPTModelConfig") -> "GPTModelConfig":
+def for_this_host(config: "GPTModelConfig", *, fused: bool = True) -> "GPTModelConfig":
     """A copy that this host can build: what needs an absent library or device is switched off. `config` stays as it is.
 
+    Where not `fused`, all that is fused or compiled for a GPU is off, whatever the host has; the layers stay.
     The mathematics and the names of the saved tensors stay the same.
     """
     adapted = deepcopy(config)
     for switch in _SWITCHES:
-        if not switch.available():
+        if not switch.available() or (switch.fuses and not fused):
             setattr(adapted.transformer, switch.field, switch.otherwise)
     return adapted
 
@@ -49,6 +50,8 @@ class _Switch:
     field: str
     available: Callable[[], bool]
     otherwise: object
+    fuses: bool = True
+    """It is a kernel's, or compiled; the rest chooses layers."""
 
 
 def _has(*modules: str) -> bool:
@@ -76,7 +79,7 @@ def _fused_permutation() -> bool:
 _transformer_engine = partial(_has, "transformer_engine")
 
 _SWITCHES = (
-    _Switch("transformer_impl", _transformer_engine, "local"),
+    _Switch("transformer_impl", _transformer_engine, "local", fuses=False),
     # The local RMSNorm is torch's own, which knows no persistent kernel.
     _Switch("persist_layer_norm", _transformer_engine, False),
     _Switch("tp_comm_overlap", _transformer_engine, False),
@@ -90,7 +93,7 @@ _SWITCHES = (
     _Switch("use_cpu_initialization", _cuda, True),
     _Switch("use_mamba_mem_eff_path", _cuda, False),
     # The local experts are a list of MLPs; their names in a checkpoint are the grouped ones'.
-    _Switch("moe_grouped_gemm", _transformer_engine, False),
+    _Switch("moe_grouped_gemm", _transformer_engine, False, fuses=False),
     _Switch("moe_permute_fusion", _fused_permutation, False),
     _Switch("moe_router_fusion", _fused_permutation, False),
     _Switch("moe_shared_expert_overlap", _cuda, False),

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import distributed
 from ..integration.load import for_this_host
 from ..mapping.blocks import Task
 from ..mapping.model_config import MegatronValues, build
-from ..settings import let_megatron_run_alone, without_tf32
+from ..settings import compute_plainly, let_megatron_run_alone
 from .kernels import stand_in_for_kernels
 from .rounding import Rounding, round_hf, round_megatron
 from .unmerged import Beside
@@ -45,7 +46,7 @@ class _Model:
 
 def serve(request: str) -> None:
     """A JSON line for each step and one for the figures. What libraries print goes where errors go."""
-    without_tf32()
+    compute_plainly()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with os.fdopen(os.dup(1), "w", buffering=1) as lines:
         os.dup2(2, 1)
@@ -151,7 +152,11 @@ def _hf_model(folder: Path, adapters: Sequence[dict[str, Any]], device: str) -> 
 
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", **_dequantized(folder, transformers)
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        **_dequantized(folder, transformers),
     )
     model = model.float().eval().to(device)  # Dequantized weights come in the config's dtype.
     beside = Beside(model, adapters, device)
@@ -173,7 +178,7 @@ def _dequantized(folder: Path, transformers: Any) -> dict[str, Any]:
 
 
 def _megatron_model(side: dict[str, Any], device: str, while_it_runs: ExitStack) -> _Model:
-    if device == "cpu":
+    if device == "cpu" or find_spec("transformer_engine") is None:
         stand_in_for_kernels()
     from .off_cuda import megatron_on
 
@@ -209,7 +214,7 @@ def _join_alone(device: str) -> None:
 def _built(values: MegatronValues) -> Any:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    config: Any = for_this_host(build(values))
+    config: Any = for_this_host(build(values), fused=False)
     config.parallel_output = False
     transformer = config.transformer
     transformer.params_dtype = transformer.pipeline_dtype = torch.float32
