@@ -58,7 +58,7 @@ def save_as_torch(root: Path, target: Path, tp_size: int, pp_size: int, describe
 
 
 def save_stages_as_trained(root: Path, target: Path, sizes: dict[str, int]) -> tuple[int, int]:
-    """The same by `save_checkpoint` alone, at any sizes, `vpp_size` and `ep_size` among them.
+    """The same by `save_checkpoint` alone, at any sizes, `vpp_size`, `ep_size` and `etp_size` among them.
 
     How many chunks of the model this rank has, and how many optimizers.
     """
@@ -82,10 +82,11 @@ def _chunks(root: Path, sizes: dict[str, int]) -> list[Any]:
         sizes.get("pp_size", 1),
         sizes.get("vpp_size"),
         expert_model_parallel_size=sizes.get("ep_size", 1),
-        expert_tensor_parallel_size=1,
+        expert_tensor_parallel_size=sizes.get("etp_size", 1),
     )
     forget_attention_backend()
     config = configure(for_this_host(load_model_config(root)), dtype="fp32")
+    config.transformer.sequence_parallel = bool(sizes.get("sp"))
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return config.get_builder_cls()(config).build_distributed_models(groups, wrap_with_ddp=False)
 
