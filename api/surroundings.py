@@ -5,26 +5,14 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, assert_never
+from typing import Annotated
 
 from fastapi import Depends, Request
 
 from worker.jobs.errors import BadInputError
-from worker.jobs.locations import Roots, target_exists
-from worker.jobs.spec import (
-    AdapterExportSpec,
-    AdapterExtractSpec,
-    AdapterImportSpec,
-    ConfigSpec,
-    ExportSpec,
-    ImportSpec,
-    JobSpec,
-    MergeSpec,
-    SetupSpec,
-    VerifySpec,
-    replaces,
-    target_of,
-)
+from worker.jobs.locations import Roots, refuse_inside, target_exists
+from worker.jobs.spec import JobSpec, replaces, target_of
+from worker.jobs.spec_sources import sources_of
 from worker.jobs.store import JobStore
 
 _PLANS_AT_ONCE = 2
@@ -44,7 +32,7 @@ class Surroundings:
 
         Without `sources_exist`, other jobs may still have to make them.
         """
-        for source in _sources_of(spec):
+        for source in sources_of(spec):
             self._check_source(source, exists=sources_exist)
         location = target_of(spec)
         if location is None:
@@ -52,6 +40,8 @@ class Surroundings:
         target = self.roots.resolve_target(location)
         if _status(location, target) and not replaces(spec):
             raise target_exists(target)
+        for source in sources_of(spec):
+            refuse_inside(self.roots.resolve(source), target)
         return target
 
     def _check_source(self, location: str, *, exists: bool) -> None:
@@ -70,26 +60,6 @@ def surroundings(request: Request) -> Surroundings:
 
 
 Around = Annotated[Surroundings, Depends(surroundings)]
-
-
-def _sources_of(spec: JobSpec) -> tuple[str, ...]:
-    match spec:
-        case ConfigSpec() | ImportSpec():
-            return (spec.source,)
-        case ExportSpec() | SetupSpec():
-            return (spec.source, spec.hf_config) if spec.hf_config else (spec.source,)
-        case MergeSpec():
-            given = (spec.source, spec.hf_config, *(adapter.path for adapter in spec.adapters))
-            return tuple(location for location in given if location is not None)
-        case AdapterExportSpec() | AdapterImportSpec():
-            return (spec.source, spec.base) if spec.base else (spec.source,)
-        case AdapterExtractSpec():
-            return (spec.source, spec.tuned, *((spec.hf_config,) if spec.hf_config else ()))
-        case VerifySpec():
-            given = (spec.source, spec.against, spec.hf_config)
-            return tuple(location for location in given if location is not None)
-        case _:
-            assert_never(spec)
 
 
 def _status(location: str, path: Path) -> os.stat_result | None:

@@ -153,11 +153,22 @@ def test_json_that_is_none_is_said(hf: Path, name: str, text: str) -> None:
     assert name in refused(hf).thing
 
 
-def test_more_layers_than_any_model_has_are_not_counted_out(hf: Path) -> None:
-    config = json.loads((hf / CONFIG).read_text()) | {"num_hidden_layers": 10**9}
-    (hf / CONFIG).write_text(json.dumps(config))
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_layers"),
+        ({"vocab_size": 10**18}, "vocab_size"),
+        ({"intermediate_size": 10**12}, "ffn_hidden_size"),
+        ({"rope_theta": float("inf")}, "theta"),
+    ],
+    ids=["layers", "vocabulary", "ffn", "rope"],
+)
+def test_sizes_that_no_model_has_are_not_counted_out(hf: Path, change: dict[str, object], named: str) -> None:
+    config = json.loads((hf / CONFIG).read_text())
+    config.pop("rope_parameters", None)
+    (hf / CONFIG).write_text(json.dumps(config | change))
 
-    assert "num_layers" in refused(hf).thing
+    assert named in refused(hf).thing
 
 
 def test_a_tokenizer_whose_link_leads_nowhere_is_not_left_out(hf: Path) -> None:

@@ -136,3 +136,8 @@ def test_adapters_that_no_rank_can_make_are_refused(
 )
 def test_other_adapters_are_let_through(name: str, peft: dict[str, Any], sizes: dict[str, Any]) -> None:
     refuse_impossible(run_of_case(name, sizes, peft=PeftSettings(**peft)))
+
+
+def test_experts_that_a_model_lacks_are_not_cut() -> None:
+    with pytest.raises(BadInputError, match="etp_size: found 4, expected 1, since the model has no experts"):
+        refuse_impossible(run_of_case("gqa", {"etp_size": 4}))

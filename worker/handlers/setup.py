@@ -21,6 +21,7 @@ from ..jobs.errors import BadInputError, ConflictError
 from ..jobs.locations import Locations, refuse_existing, refuse_inside
 from ..jobs.setup_spec import PeftSettings, SetupSpec
 from ..jobs.spec_fields import DType
+from ..jobs.spec_sources import refuse_own_sources
 from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
 from ..mapping.run_config import RUN_CONFIG
@@ -84,6 +85,7 @@ class _Planned:
 def _watched(spec: SetupSpec, locations: Locations) -> _Planned:
     watch = Watch()
     planned = _planned(spec, watch.over(locations))
+    refuse_own_sources(spec, planned.conversion.target, locations)
     return replace(planned, conversion=replace(planned.conversion, seen=watch.seen))
 
 

@@ -128,10 +128,16 @@ def refuse_inside(source: Path, target: Path) -> None:
         raise BadInputError(
             "bad_location",
             f"target {target}",
-            found=f"a place {'inside' if target.is_relative_to(source) else 'around'} the source {source}",
+            found=f"{_where(source, target)} the source {source}",
             expected="a target beside the source or elsewhere",
             next_step="Choose another target.",
         )
+
+
+def _where(source: Path, target: Path) -> str:
+    if target == source:
+        return "the place of"
+    return f"a place {'inside' if target.is_relative_to(source) else 'around'}"
 
 
 def target_exists(target: Path) -> ConflictError:

@@ -39,13 +39,13 @@ def dense_layers(values: Record) -> LayerPairs:
 
 def mtp_layers(values: Record) -> LayerPairs:
     """Multi-token prediction: HF counts its layers on from the decoder's, Megatron from 0."""
-    layers = values.positive("num_layers")
+    layers = layer_count(values)
     return tuple((layers + number, number) for number in range(values.integer("mtp_num_layers", 0)))
 
 
 def moe_pattern(values: Record) -> tuple[bool, ...]:
     """For each decoder layer, whether it has experts: `moe_layer_freq` as Megatron reads it."""
-    layers = values.positive("num_layers")
+    layers = layer_count(values)
     if values.get("num_moe_experts") is None:
         return (False,) * layers
     frequency = values.get("moe_layer_freq")

@@ -1,5 +1,6 @@
 """A config as it was read: named values, and typed access that says what is wrong."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -36,7 +37,9 @@ class Record:
         """A number, kept as it was written (an int stays one)."""
         value = self._value(name, default)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return value
+            if math.isfinite(value):
+                return value
+            raise self.wrong(name, "a finite number")
         raise self.wrong(name, "a number")
 
     def boolean(self, name: str, default: bool | None = None) -> bool:

@@ -1,7 +1,12 @@
 """The named sizes that rules speak of, read off Megatron's values; a family with others adds its own."""
 
+from .layer_sets import layer_count
 from .layouts import Sizes
 from .record import Record
+
+_MOST_EXPERTS = 100_000
+_MOST_ROWS = 2**28
+"""Of a matrix, either way: larger ones have no place in a file."""
 
 
 def sizes(values: Record) -> Sizes:
@@ -21,16 +26,31 @@ def sizes(values: Record) -> Sizes:
 
 def common_sizes(values: Record) -> Sizes:
     """What every decoder has, whatever its attention."""
-    ffn = values.positive("ffn_hidden_size")
+    ffn = _rows(values, "ffn_hidden_size")
     named = {
-        "layers": values.positive("num_layers"),
-        "hidden": values.positive("hidden_size"),
-        "vocab": values.positive("vocab_size"),
+        "layers": layer_count(values),
+        "hidden": _rows(values, "hidden_size"),
+        "vocab": _rows(values, "vocab_size"),
         "ffn": ffn,
         "gated_ffn": 2 * ffn,
     }
     if values.get("num_moe_experts") is not None:
-        named |= {"experts": values.positive("num_moe_experts"), "moe_ffn": values.positive("moe_ffn_hidden_size", ffn)}
+        named |= {"experts": _experts(values), "moe_ffn": _rows(values, "moe_ffn_hidden_size", ffn)}
     if values.get("moe_shared_expert_intermediate_size") is not None:
-        named["shared_ffn"] = values.positive("moe_shared_expert_intermediate_size")
+        named["shared_ffn"] = _rows(values, "moe_shared_expert_intermediate_size")
     return named
+
+
+def _rows(values: Record, name: str, default: int | None = None) -> int:
+    rows = values.positive(name, default)
+    if rows > _MOST_ROWS:
+        raise values.wrong(name, f"at most {_MOST_ROWS:,}")
+    return rows
+
+
+def _experts(values: Record) -> int:
+    """BadInputError where there are more than a plan can be made for."""
+    count = values.positive("num_moe_experts")
+    if count > _MOST_EXPERTS:
+        raise values.wrong("num_moe_experts", f"at most {_MOST_EXPERTS:,} experts")
+    return count

@@ -80,6 +80,8 @@ def _experts(run: TrainerRun) -> Iterator[Problem]:
     if not isinstance(experts, int):
         if sizes.ep_size > 1:
             yield Problem("parallelism.ep_size", str(sizes.ep_size), "1, since the model has no experts")
+        if (sizes.etp_size or 1) > 1:
+            yield Problem("parallelism.etp_size", str(sizes.etp_size), "1, since the model has no experts")
         return
     if experts % sizes.ep_size:
         yield Problem("parallelism.ep_size", str(sizes.ep_size), f"a divisor of the {experts} experts")

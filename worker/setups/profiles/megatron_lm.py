@@ -354,9 +354,10 @@ def _first_step(run: TrainerRun) -> str:
 
 
 def _start(run: TrainerRun) -> tuple[str, str, str]:
+    script = shlex.quote(str(run.target / START))
     return (
         f"`{ARGUMENTS}` is read by Megatron-LM's own parser; the base is `{run.base}`.",
-        f"Start in Megatron-LM's folder, on {run.world_size} GPUs: `DATA=... bash {run.target / START}`.",
+        f"Start in Megatron-LM's folder, on {run.world_size} GPUs: `DATA=... bash {script}`.",
         f"Set first: DATA, GLOBAL_BATCH_SIZE, TRAIN_ITERS and LR; checkpoints go to `{run.checkpoints}`.",
     )
 

@@ -137,7 +137,7 @@ def _start(run: TrainerRun) -> tuple[str, str, str]:
     adapter = "" if run.adapter is None else f" It draws adapters of its own: `{run.adapter}` is not loaded."
     return (
         f"`{OVERRIDES}` builds on NeMo-RL's {_EXAMPLE}; the base is `{run.base}`.",
-        f"Start in NeMo-RL's folder: `bash {run.target / START}`.{adapter}",
+        f"Start in NeMo-RL's folder: `bash {shlex.quote(str(run.target / START))}`.{adapter}",
         "Set first, as further overrides: data, env, grpo.num_prompts_per_step, policy.train_global_batch_size"
         + ("; vLLM needs the HF weights, which are not here." if run.hf_weights is None else "."),
     )
