@@ -595,7 +595,7 @@ def test_an_alpha_beyond_fp32_is_refused(base: Path, tmp_path: Path, adapter: Pa
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
 
-    with pytest.raises(BadInputError, match="a change that is not finite"):
+    with pytest.raises(BadInputError, match=r"a change that is not finite|NaN for a number"):
         do(spec(base, tmp_path / "out", adapter), NOWHERE)
 
 
