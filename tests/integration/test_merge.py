@@ -590,12 +590,19 @@ def test_what_rounding_takes_away_is_no_merge(base: Path, tmp_path: Path) -> Non
         do(spec(rounded, tmp_path / "out", adapter), NOWHERE)
 
 
-@pytest.mark.parametrize("alpha", [1e42, float("inf"), float("nan")])
-def test_an_alpha_beyond_fp32_is_refused(base: Path, tmp_path: Path, adapter: Path, alpha: float) -> None:
+@pytest.mark.parametrize(
+    ("alpha", "found"),
+    [
+        (1e42, "a change that is not finite"),
+        (float("inf"), "a change that is not finite"),
+        (float("nan"), "NaN for a number"),
+    ],
+)
+def test_an_alpha_beyond_fp32_is_refused(base: Path, tmp_path: Path, adapter: Path, alpha: float, found: str) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
 
-    with pytest.raises(BadInputError, match=r"a change that is not finite|NaN for a number"):
+    with pytest.raises(BadInputError, match=found):
         do(spec(base, tmp_path / "out", adapter), NOWHERE)
 
 
