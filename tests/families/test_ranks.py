@@ -1,8 +1,10 @@
 """The pool of ranks reports what goes wrong on one of them, at once, and works again."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
+import psutil
 import pytest
 
 from tests.megatron.ranks import RankError, Ranks
@@ -30,3 +32,13 @@ def test_the_pool_starts_again_after_an_error(ranks: Ranks) -> None:
         ranks.run("absent:function")
 
     assert len(set(ranks.run("os:getpid"))) == 2
+
+
+def test_ranks_stand_still_between_calls(ranks: Ranks) -> None:
+    answers = ranks.run("os:getpid")
+
+    deadline = time.monotonic() + 10
+    while {psutil.Process(pid).status() for pid in answers} != {psutil.STATUS_STOPPED}:
+        assert time.monotonic() < deadline, "they go on"
+        time.sleep(0.01)
+    assert ranks.run("os:getpid") == answers

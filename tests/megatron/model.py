@@ -42,13 +42,13 @@ def set_parallelism(tp_size: int, pp_size: int, ep_size: int = 1, etp_size: int 
     if parallel_state.model_parallel_is_initialized():
         if tuple(size() for size in sizes) == (tp_size, pp_size, ep_size, etp_size):
             return
-        _leave_groups()
+        leave_groups()
     parallel_state.initialize_model_parallel(
         tp_size, pp_size, expert_model_parallel_size=ep_size, expert_tensor_parallel_size=etp_size
     )
 
 
-def _leave_groups() -> None:
+def leave_groups() -> None:
     """Megatron only forgets its groups, and each of gloo's keeps a thread that polls a hundred times a second."""
     parallel_state.destroy_model_parallel()
     everyone = distributed.group.WORLD

@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -39,6 +40,20 @@ class _Rank:
             self.process.join()
             return RankError(f"{self.process.name} ended ({self.process.exitcode}):\n{self.log.read_text()}")
 
+    def wake(self) -> None:
+        """Go on after a rest."""
+        os.kill(self._pid, signal.SIGCONT)
+
+    def rest(self) -> None:
+        """Stand still: gloo's threads, a dozen for each size that is set, look for work a hundred times a second."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    @property
+    def _pid(self) -> int:
+        pid = self.process.pid
+        assert pid is not None
+        return pid
+
     def close(self) -> None:
         """End the process, whatever it does."""
         self.connection.close()
@@ -64,6 +79,7 @@ class Ranks:
         if not self._ranks:
             self._start()
         for rank in self._ranks:
+            rank.wake()
             rank.connection.send((function, arguments))
         deadline = time.monotonic() + _SECONDS
         answers = [rank.answer(deadline) for rank in self._ranks]
@@ -71,6 +87,9 @@ class Ranks:
             if self.size > 1:  # the other ranks may wait for this one in a collective for ever
                 self.close()
             raise error
+        if self.backend == "gloo":
+            for rank in self._ranks:
+                rank.rest()
         return answers
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from worker.integration import configure, create_ddp_config, for_this_host, load_model_config, save_checkpoint
 from worker.verification.off_cuda import megatron_on
 
-from .model import build, forget_attention_backend, load
+from .model import build, forget_attention_backend, leave_groups, load
 from .training import arguments
 
 ITERATION = 10
@@ -70,13 +70,13 @@ def save_stages_as_trained(root: Path, target: Path, sizes: dict[str, int]) -> t
         wrapped = [DistributedDataParallel(chunk.config, ddp, chunk) for chunk in chunks]
         optimizer = _stepped_optimizer(*wrapped)
         save_checkpoint(wrapped, target, optimizer=optimizer)
-        parallel_state.destroy_model_parallel()
+        leave_groups()
     return len(chunks), len(optimizer.chained_optimizers)
 
 
 def _chunks(root: Path, sizes: dict[str, int]) -> list[Any]:
     """This rank's virtual stages, by upstream's builder."""
-    parallel_state.destroy_model_parallel()
+    leave_groups()
     parallel_state.initialize_model_parallel(
         sizes.get("tp_size", 1),
         sizes.get("pp_size", 1),

@@ -32,7 +32,7 @@ from worker.integration import (
 
 from .adapters import Sizes, adapted, built
 from .here import device, megatron_here
-from .model import forget_attention_backend, forward, load, set_parallelism
+from .model import forget_attention_backend, forward, leave_groups, load, set_parallelism
 
 SIZES = (
     "tensor_model_parallel_size",
@@ -140,7 +140,7 @@ def refit(root: Path, source: Path, peft: dict[str, Any], pp_size: int, vpp_size
     wanted = create_peft(peft)
     assert wanted is not None
     with megatron_here():
-        parallel_state.destroy_model_parallel()
+        leave_groups()
         parallel_state.initialize_model_parallel(1, pp_size, vpp_size)
         forget_attention_backend()
         config = configure(for_this_host(load_model_config(root)), dtype="fp32")
@@ -152,7 +152,7 @@ def refit(root: Path, source: Path, peft: dict[str, Any], pp_size: int, vpp_size
         plain = {name: tensor.numpy().copy() for name, tensor in mcore_to_hf(models, config)}
         with merged_adapters(models):
             merged = {name: tensor.numpy().copy() for name, tensor in mcore_to_hf(models, config)}
-        parallel_state.destroy_model_parallel()
+        leave_groups()
     return {"chunks": len(models), "plain": plain, "merged": merged}
 
 
