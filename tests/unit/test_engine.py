@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from worker.checkpoints.extents import Extent, Literal, Run, Span, Strand, TargetFile, Weave, Zeros
 from worker.engine import convert
+from worker.engine.copy import copy_part
 from worker.engine.digests import fold
 from worker.engine.part_queue import ListedParts
 from worker.engine.parts import cut_parts, part_bytes_for, split
 from worker.engine.processes import Copy, CopyOptions, do_parts
-from worker.engine.reading import BUFFER_BYTES
+from worker.engine.reading import BUFFER_BYTES, SourceFiles
 from worker.engine.throttle import IoLimit
 from worker.jobs.errors import BadInputError
 
@@ -198,6 +199,23 @@ def test_parts_hold_every_span_once(sizes: list[int], part_bytes: int) -> None:
     parts = cut_parts([TargetFile(path="f", spans=spans)], part_bytes)
 
     assert tuple(span for part in parts for span in part.spans) == spans
+
+
+def test_the_disk_is_asked_to_work_while_bytes_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, asked = 20 * 2**20, list[tuple[int, int]]()
+    data = noise(tmp_path / "source", size)
+    (tmp_path / "out").touch()
+    (part,) = cut_parts((target("out", Run(tmp_path / "source", 0, size)),), 2 * size)
+
+    def heard(_descriptor: int, start: int, length: int, _advice: int) -> None:
+        assert (tmp_path / "out").stat().st_size >= start + length
+        asked.append((start, start + length))
+
+    monkeypatch.setattr(os, "posix_fadvise", heard)
+    copy_part(part, tmp_path / "out", unheard, SourceFiles())
+
+    assert asked == [(0, 8 * 2**20), (8 * 2**20, 16 * 2**20)]
+    assert (tmp_path / "out").read_bytes() == data
 
 
 def test_no_copy_process_outlives_its_work(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Halves = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
+FP8_MAX = 448.0
+"""The largest of e4m3."""
+
 Arithmetic = Callable[[Operation, tuple[Bytes, ...], int, int], Bytes]
 """(operation, operands' bytes, first row, rows) -> the rows' bytes. An operand that several rows share begins with the
 group that holds the first row. What it answers holds until its next call."""

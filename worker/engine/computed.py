@@ -1,11 +1,11 @@
 """Computed extents made some rows at a time: their operands' bytes read, the operation done, the result handed out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
 from ..checkpoints.extents import Computed, Extent, Operand, Permuted
-from ..checkpoints.operations import LowRankUpdate, Operation, piece_rows
+from ..checkpoints.operations import BlockFp8, BlockScales, LowRankUpdate, Operation, ToBlockFp8, piece_rows
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic, Bytes
@@ -103,6 +103,13 @@ def on_cpu() -> "Arithmetic":
     from .arithmetic import compute
 
     return compute
+
+
+def import_loops(extents: Iterable[Extent]) -> None:
+    """Here, where they are wanted: processes that are forked from this one need not each load a compiler."""
+    wanted = BlockFp8 | ToBlockFp8 | BlockScales
+    if any(isinstance(extent, Computed) and isinstance(extent.operation, wanted) for extent in extents):
+        from . import block_fp8  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def merged(outer: Permuted) -> Permuted:

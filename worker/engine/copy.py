@@ -20,6 +20,9 @@ from .reading import BUFFER_BYTES, SourceFiles, cut_short
 if TYPE_CHECKING:
     from .arithmetic import Bytes
 
+_SENT_BYTES = 8 * 2**20
+"""What the kernel is asked to write at once; whole pages, so that none is changed while it is on its way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -75,6 +78,11 @@ class _Writer:
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER_BYTES)))
     scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER_BYTES)))
     filled: int = 0
+    sent: int = field(init=False)
+    """Until here the kernel was asked to begin writing to the disk."""
+
+    def __post_init__(self) -> None:
+        self.sent = self.position
 
     def put(self, extent: Extent) -> None:
         match extent:
@@ -109,6 +117,15 @@ class _Writer:
             written = os.pwrite(self.descriptor, data, self.position)
             self.position += written
             data = data[written:]
+        self._send()
+
+    def _send(self) -> None:
+        """Let the disk work while the next bytes are made: else it would begin when all is to be synced."""
+        end = self.position // _SENT_BYTES * _SENT_BYTES
+        if end > self.sent and hasattr(os, "posix_fadvise"):
+            # Linux begins to write what is dirty there, and keeps it in memory.
+            os.posix_fadvise(self.descriptor, self.sent, end - self.sent, os.POSIX_FADV_DONTNEED)
+            self.sent = end
 
     def _room(self, wanted: int) -> memoryview:
         """A free stretch of the buffer, as long as wanted where that fits."""

@@ -21,8 +21,7 @@ from ..checkpoints.operations import (
     RowNorms,
     ToBlockFp8,
 )
-from .arithmetic import Bytes, compute, not_finite, too_large
-from .block_fp8 import FP8_MAX
+from .arithmetic import FP8_MAX, Bytes, compute, not_finite, too_large
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic

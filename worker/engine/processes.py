@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 
 from ..jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, error_from_info, error_from_os
 from ..lifeline import die_with_parent
+from .computed import import_loops
 from .copy import Segment, copy_part, digest_part, sync_file
 from .part_queue import PartQueue
 from .parts import Part
@@ -93,6 +94,8 @@ def do_parts(
     """
     processes = max(1, min(options.processes, len(parts), _MOST_ON_GPU if options.gpu else len(parts)))
     counters = mmap.mmap(-1, _COUNTER.size * processes)
+    if not options.gpu:
+        import_loops(extent for part in parts for span in part.spans for extent in span.extents)
     crew = _Crew(queue)
     try:
         for number in range(processes):
