@@ -132,6 +132,11 @@ def _largest(values: Floats) -> float:
     return float(np.abs(values[np.isfinite(values)]).max())
 
 
+def ordinary(scales: Floats) -> bool:
+    """No product of a scale with a number of four or eight bits is infinite, in bfloat16 either."""
+    return bool((np.abs(scales) < 2.0**118).all())
+
+
 def too_large(value: float, dtype: str) -> BadInputError:
     """A finite value that a dtype cannot hold."""
     return BadInputError(

@@ -3,8 +3,8 @@
 import numpy as np
 
 from ..checkpoints.operations import BlockFp8, BlockScales, ToBlockFp8
-from . import fp8_loops
-from .arithmetic import FP8_MAX, Bytes, Floats, narrowed, not_finite, widened
+from . import loops
+from .arithmetic import FP8_MAX, Bytes, Floats, narrowed, not_finite, ordinary, widened
 from .rooms import room
 
 _NAN = 0x7F
@@ -14,11 +14,11 @@ def dequantized(operation: BlockFp8, weight: Bytes, scale: Bytes, first: int, ro
     """Codes times their blocks' scales; the first row of `scale` is that of the block that holds row `first`."""
     scales = widened(scale, operation.scale_dtype).reshape(-1, -(-operation.columns // operation.block_columns))
     codes = weight.reshape(rows, operation.columns)
-    if operation.dtype != "BF16" or _holds_nan(codes) or not _ordinary(scales):
+    if operation.dtype != "BF16" or _holds_nan(codes) or not ordinary(scales):
         return narrowed(_products(operation, codes, scales, first), operation.dtype)
     made = room("halves", codes.size).view(np.uint16)[: codes.size]
     block = (operation.block_rows, operation.block_columns)
-    fp8_loops.to_halves(codes.view(np.int8), scales, first, block, made.reshape(codes.shape))
+    loops.to_halves(codes.view(np.int8), scales, first, block, made.reshape(codes.shape))
     return made.view(np.uint8)
 
 
@@ -50,17 +50,12 @@ def _holds_nan(codes: Bytes) -> bool:
     return bool(codes.view(np.int8).max() == _NAN or codes.max() == _NAN + 0x80)
 
 
-def _ordinary(scales: Floats) -> bool:
-    """No product with a code is infinite, in bfloat16 either."""
-    return bool((np.abs(scales) < 2.0**118).all())
-
-
 def quantized(operation: ToBlockFp8, weight: Bytes, rows: int) -> Bytes:
     """Codes of whole blocks of rows, under their `scales`. BadInputError where a value is not finite."""
     values = widened(weight, operation.source).reshape(rows, operation.columns)
     made = room("codes", values.size).view(np.uint8)[: values.size].reshape(values.shape)
     block = (operation.block_rows, operation.block_columns)
-    fp8_loops.to_codes(values, _scales(values, operation), block, made)
+    loops.to_codes(values, _scales(values, operation), block, made)
     return made.reshape(-1)
 
 
@@ -73,7 +68,7 @@ def scales(operation: BlockScales, weight: Bytes) -> Bytes:
 def _scales(values: Floats, operation: ToBlockFp8 | BlockScales) -> Floats:
     rows, columns = values.shape
     largest = np.zeros((-(-rows // operation.block_rows), -(-columns // operation.block_columns)), np.float32)
-    fp8_loops.magnitudes(values, (operation.block_rows, operation.block_columns), largest)
+    loops.magnitudes(values, (operation.block_rows, operation.block_columns), largest)
     if not np.isfinite(largest).all():
         raise not_finite()
     found = largest / np.float32(FP8_MAX)

@@ -5,7 +5,16 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ..checkpoints.extents import Computed, Extent, Operand, Permuted
-from ..checkpoints.operations import BlockFp8, BlockScales, LowRankUpdate, Operation, ToBlockFp8, piece_rows
+from ..checkpoints.operations import (
+    BlockFp8,
+    BlockScales,
+    LowRankUpdate,
+    Mxfp4,
+    Operation,
+    PackedInt4,
+    ToBlockFp8,
+    piece_rows,
+)
 
 if TYPE_CHECKING:
     from .arithmetic import Arithmetic, Bytes
@@ -107,9 +116,9 @@ def on_cpu() -> "Arithmetic":
 
 def import_loops(extents: Iterable[Extent]) -> None:
     """Here, where they are wanted: processes that are forked from this one need not each load a compiler."""
-    wanted = BlockFp8 | ToBlockFp8 | BlockScales
+    wanted = BlockFp8 | ToBlockFp8 | BlockScales | Mxfp4 | PackedInt4
     if any(isinstance(extent, Computed) and isinstance(extent.operation, wanted) for extent in extents):
-        from . import block_fp8  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        from . import loops  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def merged(outer: Permuted) -> Permuted:

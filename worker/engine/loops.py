@@ -1,4 +1,4 @@
-"""The inner loops of block-fp8, compiled by numba for this processor: one pass over memory where numpy needs seven."""
+"""Loops of dequantizing and quantizing, compiled by numba for this processor: one pass where numpy needs many."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -9,9 +9,13 @@ import numpy as np
 if TYPE_CHECKING:
     from .arithmetic import Bytes, Floats, Halves
 
-_PLACES = np.int32(0x87F00000 - 2**32)
+    Words = np.ndarray[tuple[int, ...], np.dtype[np.uint32]]
+
+_E4M3 = np.int32(0x87F00000 - 2**32)
 """Of e4m3's sign, exponent and mantissa in fp32, where its value is what it was times 2^-120."""
-_TAKEN_BACK = np.float32(2.0**120)
+_E4M3_BIAS = np.float32(2.0**120)
+_E2M1_BIAS = np.float32(2.0**126)
+"""The same for e2m1, whose sign is moved to the left end and whose other bits to fp32's lowest exponent."""
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LARGEST = np.float32(448)
 _LEAST_NORMAL = np.float32(2.0**-6)
@@ -24,6 +28,7 @@ def _read(item: Any) -> Any:
 
 
 _CODES, _HALVES = numba.uint8[:, ::1], numba.uint16[:, ::1]
+_PAIRS = numba.uint32[:, ::1]
 _FLOATS, _BLOCK = numba.float32[:, ::1], numba.types.UniTuple(numba.int64, 2)
 
 
@@ -59,8 +64,8 @@ def to_halves(
             some = codes[row, column * block[1] : (column + 1) * block[1]]
             halves = made[row, column * block[1] : (column + 1) * block[1]]
             for place in range(some.shape[0]):
-                small = np.int32((np.int32(some[place]) << 20) & _PLACES).view(np.float32)
-                bits = np.float32(small * _TAKEN_BACK * scale).view(np.int32)
+                small = np.int32((np.int32(some[place]) << 20) & _E4M3).view(np.float32)
+                bits = np.float32(small * _E4M3_BIAS * scale).view(np.int32)
                 odd = np.int32((bits >> 16) & 1)
                 halves[place] = np.uint16(np.int32(bits + 0x7FFF + odd) >> 16)
 
@@ -94,3 +99,40 @@ def to_codes(values: "Floats", scales: "Floats", block: tuple[int, int], made: "
                 steps = np.float32(size + _OF_SMALL).view(np.int32) - np.float32(_OF_SMALL).view(np.int32)
                 sign = (np.float32(some[place]).view(np.int32) >> 24) & 0x80
                 codes[place] = np.uint8((steps if size < _LEAST_NORMAL else normal) | sign)
+
+
+@_compiled(_read(numba.uint8), _read(numba.uint8), _PAIRS)
+def mxfp4(codes: "Bytes", exponents: "Bytes", made: "Words") -> None:
+    """Bytes of two e2m1 codes, low half first, [groups, n] times a power of two [groups, 1], as pairs of bfloat16.
+
+    Every product must be finite; it needs no rounding.
+    """
+    for group in range(codes.shape[0]):
+        exponent = np.int32(exponents[group, 0])
+        power = np.int32(exponent << 23 if exponent else 1 << 22).view(np.float32)
+        some, pairs = codes[group], made[group]
+        for place in range(some.shape[0]):
+            pair = np.int32(some[place])
+            low = np.int32((pair & 8) << 28 | (pair & 7) << 22).view(np.float32)
+            high = np.int32((pair & 128) << 24 | (pair & 112) << 18).view(np.float32)
+            low_bits = np.float32(low * _E2M1_BIAS * power).view(np.uint32)
+            high_bits = np.float32(high * _E2M1_BIAS * power).view(np.uint32)
+            pairs[place] = np.uint32(low_bits >> 16 | high_bits & 0xFFFF0000)
+
+
+@_compiled(_read(numba.uint8), _read(numba.float32), _PAIRS)
+def int4(codes: "Bytes", scales: "Floats", made: "Words") -> None:
+    """Bytes of two codes, low half first and offset by 8, [groups, n] times a scale [groups, 1], as pairs of bfloat16.
+
+    Rounded to nearest, ties to even. Every product must be finite.
+    """
+    for group in range(codes.shape[0]):
+        scale = scales[group, 0]
+        some, pairs = codes[group], made[group]
+        for place in range(some.shape[0]):
+            pair = np.int32(some[place])
+            low = np.float32(np.float32((pair & 15) - 8) * scale).view(np.uint32)
+            high = np.float32(np.float32((pair >> 4) - 8) * scale).view(np.uint32)
+            low_bits = np.uint32(low + 0x7FFF + (low >> 16 & 1))
+            high_bits = np.uint32(high + 0x7FFF + (high >> 16 & 1))
+            pairs[place] = np.uint32(low_bits >> 16 | high_bits & 0xFFFF0000)
