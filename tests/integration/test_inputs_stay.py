@@ -8,9 +8,18 @@ import pytest
 from tests.jobs_here import do
 from tests.llama_folder import write_llama
 from tests.peft_here import write_adapter
-from worker.jobs.errors import BadInputError
+from worker.jobs.errors import BadInputError, ConflictError
 from worker.jobs.setup_spec import SetupSpec
-from worker.jobs.spec import AdapterExportSpec, AdapterImportSpec, JobSpec, MergeSpec
+from worker.jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    AdapterUse,
+    ImportSpec,
+    JobSpec,
+    MergeSpec,
+    VerifySpec,
+)
 
 Ask = Callable[[Path], JobSpec]
 
@@ -36,7 +45,7 @@ def adapter_export(folder: Path) -> AdapterExportSpec:
 
 def setup(folder: Path) -> SetupSpec:
     places = {"source": str(folder / "base"), "hf_config": str(folder / "other"), "target": str(folder / "other")}
-    return SetupSpec(**places, profile="megatron-lm", init="random", on_exists="replace")
+    return SetupSpec(**places, profile="megatron-lm", on_exists="replace")
 
 
 @pytest.mark.parametrize(
@@ -65,3 +74,29 @@ def test_no_output_takes_the_place_of_what_its_job_reads(
 
     assert refused.value.info.code == "bad_location"
     assert {path: path.read_bytes() for path in (tmp_path / kept).rglob("*") if path.is_file()} == before
+
+
+def test_a_file_is_never_replaced(tmp_path: Path) -> None:
+    write_llama(tmp_path / "base", layers=1, hidden=64)
+    (tmp_path / "notes").write_text("mine")
+
+    with pytest.raises(ConflictError, match="a file, which is no output"):
+        do(ImportSpec(source=str(tmp_path / "base"), target=str(tmp_path / "notes"), on_exists="replace"), tmp_path)
+
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["merge", "verify", "extract", "setup"])
+def test_a_config_given_beside_an_hf_folder_is_refused(tmp_path: Path, kind: str) -> None:
+    write_llama(tmp_path / "base", layers=1, hidden=64)
+    write_llama(tmp_path / "other", layers=1, hidden=64)
+    base, other, out = (str(tmp_path / name) for name in ("base", "other", "out"))
+    spec = {
+        "merge": MergeSpec(source=base, target=out, adapters=(AdapterUse(path=other),), hf_config=other),
+        "verify": VerifySpec(source=base, against=other, hf_config=other),
+        "extract": AdapterExtractSpec(source=base, tuned=other, target=out, rank=4, hf_config=other),
+        "setup": SetupSpec(source=base, target=out, hf_config=other),
+    }[kind]
+
+    with pytest.raises(BadInputError, match=r"hf_config .*found it beside .*base.*a config\.json of its own"):
+        do(spec, tmp_path)

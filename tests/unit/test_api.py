@@ -91,6 +91,37 @@ def nothing(http: TestClient, folder: Path) -> None:
     pass
 
 
+def spec(kind: str, **fields: object) -> dict[str, Any]:
+    target = {} if kind == "verify" else {"target": "data:out"}
+    more = {"adapters": [{"path": "data:hf"}]} if kind == "merge" else {}
+    return {"kind": kind, "source": "data:hf", **target, **more, **fields}
+
+
+UNUSED = (
+    (spec("verify", logits=True), "logits"),
+    (spec("verify", against="data:hf", logits_tolerance=0.1), "logits_tolerance"),
+    (spec("verify", against="data:hf", least_top1=0.1), "least_top1"),
+    (spec("verify", hf_config="data:hf"), "hf_config"),
+    (spec("merge", majority_sign_method="frequency"), "majority_sign_method"),
+    (spec("merge", combine="ties", density=0.5, seed=3), "seed"),
+    (spec("merge", to="megatron", max_shard_bytes=10**9), "max_shard_bytes"),
+    (spec("merge", rounding="peft", verify=["logits"]), "verify"),
+    (spec("setup", init="random", base="link"), "base"),
+    (spec("setup", init="random", hf_config="data:hf"), "hf_config"),
+    (spec("setup", base="import", hf_config="data:hf"), "hf_config"),
+    (spec("setup", base="reference", dtype="bf16"), "dtype"),
+)
+"""Options that the job would ignore, and which."""
+
+MISSING = (
+    (spec("export", hf_config="data:none"), "hf_config"),
+    (spec("merge", adapters=[{"path": "data:none"}]), "adapter"),
+    (spec("adapter", action="import", base="data:none"), "base"),
+    (spec("adapter", action="extract", tuned="data:none", rank=4), "tuned"),
+    (spec("verify", against="data:none"), "against"),
+)
+
+
 @pytest.mark.parametrize(
     ("before", "request_body", "status", "code", "named"),
     [
@@ -116,6 +147,9 @@ def nothing(http: TestClient, folder: Path) -> None:
         (nothing, body(source="data:../x"), 422, "bad_location", "data:../x"),
         (nothing, body(target="/etc/mcore"), 422, "bad_location", "/etc/mcore"),
         (existing, body(), 409, "target_exists", "mcore"),
+        (nothing, body(target="data:file", on_exists="replace"), 409, "target_exists", "file"),
+        *((nothing, {"spec": spec}, 422, "bad_request", f"spec field {named}") for spec, named in UNUSED),
+        *((nothing, {"spec": spec}, 422, "missing_file", f"{named} data:none") for spec, named in MISSING),
         (reservation, body(target="data:./mcore"), 409, "target_reserved", "mcore"),
         (conflict_of_keys, body(), 409, "idempotency_mismatch", "k"),
     ],
