@@ -12,10 +12,10 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from worker.jobs.errors import ErrorInfo, FerryError
+from worker.jobs.misreading import Misreading
 from worker.jobs.spec import JobRequest
 
 from .body_limit import MAX_BODY_BYTES, BodyTooLongError
-from .misreading import Misreading
 
 MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger("ferry.api")

@@ -8,6 +8,7 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from worker.jobs.errors import BadInputError, FerryError
+from worker.jobs.misreading import Misreading
 from worker.jobs.spec import (
     AdapterExportSpec,
     AdapterExtractSpec,
@@ -21,8 +22,6 @@ from worker.jobs.spec import (
     SetupSpec,
     VerifySpec,
 )
-
-from ..misreading import Misreading
 
 INTERRUPTED = 130
 _SPECS = (ConfigSpec, ImportSpec, ExportSpec, MergeSpec, SetupSpec, VerifySpec)

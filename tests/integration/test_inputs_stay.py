@@ -15,6 +15,7 @@ from worker.jobs.spec import (
     AdapterExtractSpec,
     AdapterImportSpec,
     AdapterUse,
+    ExportSpec,
     ImportSpec,
     JobSpec,
     MergeSpec,
@@ -100,3 +101,24 @@ def test_a_config_given_beside_an_hf_folder_is_refused(tmp_path: Path, kind: str
 
     with pytest.raises(BadInputError, match=r"hf_config .*found it beside .*base.*a config\.json of its own"):
         do(spec, tmp_path)
+
+
+def test_a_folder_of_another_kind_is_called_what_it_is(tmp_path: Path) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    for name, file in (("peft", "adapter_config.json"), ("mcore", "latest_checkpointed_iteration.txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    hf, peft, mcore, out = (str(tmp_path / name) for name in ("hf", "peft", "mcore", "out"))
+
+    for spec, said in (
+        (ImportSpec(source=mcore, target=out), "mcore is a Megatron checkpoint"),
+        (ImportSpec(source=peft, target=out), "peft is a PEFT adapter"),
+        (ExportSpec(source=hf, target=out), "found an HF checkpoint"),
+        (ExportSpec(source=peft, target=out), "found a PEFT adapter"),
+        (AdapterImportSpec(source=mcore, target=out, base=hf), "mcore is a Megatron checkpoint"),
+        (AdapterExportSpec(source=peft, target=out, base=hf), "found a PEFT adapter"),
+        (MergeSpec(source=peft, target=out, adapters=(AdapterUse(path=peft),)), "found a PEFT adapter"),
+        (MergeSpec(source=hf, target=out, adapters=(AdapterUse(path=hf),)), "found an HF checkpoint"),
+    ):
+        with pytest.raises(BadInputError, match=said):
+            do(spec, tmp_path)

@@ -15,10 +15,10 @@ from starlette.types import Message
 
 from api.app import create_app
 from api.body_limit import MAX_BODY_BYTES
-from api.misreading import UNFORESEEN, Misreading
 from api.settings import ApiSettings
 from worker.jobs.errors import UnavailableError
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.misreading import UNFORESEEN, Misreading
 from worker.jobs.slots import WorkerSlot
 from worker.jobs.spec import (
     AdapterExportSpec,

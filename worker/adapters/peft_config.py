@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ..checkpoints.hf_folder import read_json_object
 from ..jobs.errors import BadInputError
+from ..jobs.misreading import Misreading
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ALL_LINEAR = "all-linear"
@@ -210,11 +211,12 @@ class _Refusals:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] != "extra_forbidden":
+            read = Misreading.of(first, first["loc"], PeftConfig)
             return BadInputError(
                 "bad_config",
-                f"{self.origin}: {name}",
-                found=repr(first.get("input")),
-                expected=f"what PEFT writes ({first['msg']})",
+                f"{self.origin}: {read.field}",
+                found=read.found,
+                expected=f"{read.expected}, as PEFT writes it",
                 next_step="Check the file.",
             )
         return BadInputError(
@@ -246,7 +248,7 @@ def _compiled(expressions: Iterable[str]) -> None:
         try:
             re.compile(expression)
         except re.error as error:
-            raise ValueError(f"{expression!r} is no regular expression: {error}") from error
+            raise ValueError(f"a regular expression, while {expression!r} is no regular expression: {error}") from error
 
 
 def _matches(wanted: frozenset[str] | str | None, module: str) -> bool:

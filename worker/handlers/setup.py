@@ -16,7 +16,7 @@ from ..checkpoints.watched import Watch
 from ..engine.collection import uncollected
 from ..engine.convert import refuse_unequal
 from ..engine.parts import file_bytes_for
-from ..integration.peft import Peft
+from ..integration.peft import Peft, supported_targets
 from ..jobs.errors import BadInputError, ConflictError
 from ..jobs.locations import Locations
 from ..jobs.setup_spec import PeftSettings, SetupSpec
@@ -252,16 +252,18 @@ def _common(peft: Peft) -> dict[str, object]:
 
 
 def _checked(peft: PeftSettings) -> Peft:
-    try:
-        return Peft(**peft.model_dump(exclude={"init_adapter"}))
-    except ValueError as error:
-        raise BadInputError(
-            "bad_request",
-            "spec field peft",
-            found=str(error),
-            expected="adapters that Megatron's layers can have",
-            next_step="Mend the field.",
-        ) from error
+    """BadInputError for a target that Megatron's layers have no such adapter for."""
+    supported = supported_targets(peft.type)
+    for target in peft.target_modules:
+        if target.rpartition(".")[2] not in supported:
+            raise BadInputError(
+                "bad_request",
+                "spec field peft.target_modules",
+                found=repr(target),
+                expected=f"Megatron's names of layers, for {peft.type} one of {', '.join(supported)}",
+                next_step="Name those, or leave the field out for the type's usual ones.",
+            )
+    return Peft(**peft.model_dump(exclude={"init_adapter"}))
 
 
 def _no_source(source: Path) -> BadInputError:
