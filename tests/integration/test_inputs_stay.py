@@ -122,3 +122,19 @@ def test_a_folder_of_another_kind_is_called_what_it_is(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInputError, match=said):
             do(spec, tmp_path)
+
+
+def test_what_is_not_there_is_called_by_its_field(tmp_path: Path) -> None:
+    write_llama(tmp_path / "hf", layers=1, hidden=64)
+    hf, none, out = (str(tmp_path / name) for name in ("hf", "none", "out"))
+
+    for spec, field in (
+        (ImportSpec(source=none, target=out), "source"),
+        (ExportSpec(source=hf, target=out, hf_config=none), "hf_config"),
+        (AdapterImportSpec(source=hf, target=out, base=none), "base"),
+        (AdapterExtractSpec(source=hf, tuned=none, target=out, rank=4), "tuned"),
+        (MergeSpec(source=hf, target=out, adapters=(AdapterUse(path=none),)), "adapter"),
+        (SetupSpec(source=none, target=out), "source"),
+    ):
+        with pytest.raises(BadInputError, match=f"^{field} {none}: found no such folder"):
+            do(spec, tmp_path)

@@ -141,7 +141,7 @@ def _no_folder(source: Path) -> BadInputError:
     return BadInputError(
         "missing_file",
         f"source {source}",
-        found="no such folder",
+        found="a file",
         expected="an HF checkpoint: config.json and safetensors",
         next_step="Check the path.",
     )

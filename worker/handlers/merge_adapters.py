@@ -85,7 +85,7 @@ def _no_adapter(path: Path) -> BadInputError:
     return BadInputError(
         "missing_file",
         f"adapter {path}",
-        found=found if path.is_dir() else "no such folder",
+        found=found if path.is_dir() else "a file",
         expected="a PEFT folder, or a Megatron checkpoint of an adapter",
         next_step="Check the path of the adapter; a merge takes folders on the worker's own disks.",
     )

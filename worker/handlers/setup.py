@@ -270,7 +270,7 @@ def _no_source(source: Path) -> BadInputError:
     return BadInputError(
         "missing_file",
         f"source {source}",
-        found="no such folder",
+        found="a file",
         expected="an HF folder, a Megatron checkpoint, or with `init: random` a folder with config.json",
         next_step="Check the path.",
     )

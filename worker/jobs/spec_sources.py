@@ -1,7 +1,10 @@
 """What a job reads, and that its target is none of it."""
 
+import os
+from pathlib import Path
 from typing import assert_never
 
+from .errors import BadInputError
 from .locations import Locations, refuse_inside, refuse_taken
 from .setup_spec import SetupSpec
 from .spec import (
@@ -41,8 +44,11 @@ def sources_of(spec: JobSpec) -> tuple[tuple[str, str], ...]:
 
 
 def refuse_target(spec: JobSpec, locations: Locations) -> None:
-    """FerryError where a place is not allowed, the target is taken, or it lies in what the job reads or around it."""
+    """FerryError where a place is not allowed, a source not there, or the target taken, in a source or around it."""
     sources = [(field, locations.resolve_source(location)) for field, location in sources_of(spec)]
+    for field, source in sources:
+        if not os.path.exists(source):  # no look of the plan's: it has its own
+            raise _missing(field, source)
     location = target_of(spec)
     if location is None:
         return
@@ -50,3 +56,13 @@ def refuse_target(spec: JobSpec, locations: Locations) -> None:
     refuse_taken(target, replaces=replaces(spec))
     for field, source in sources:
         refuse_inside(source, target, field)
+
+
+def _missing(field: str, source: Path) -> BadInputError:
+    return BadInputError(
+        "missing_file",
+        f"{field} {source}",
+        found="no such folder",
+        expected="one that is there and may be read",
+        next_step="Check the path.",
+    )
