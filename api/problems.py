@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from worker.jobs.errors import ErrorInfo, FerryError
+from worker.jobs.misreading import Misreading
+from worker.jobs.spec import JobRequest
 
 from .body_limit import MAX_BODY_BYTES, BodyTooLongError
 
@@ -78,15 +81,17 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # registered for it
     if isinstance(error.body, bytes):
         return _not_json(request)
-    first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"])
+    first = cast("ErrorDetails", error.errors()[0])
+    where, *loc = first["loc"]
+    read = Misreading.of(first, loc, JobRequest if where == "body" else None)
+    place = "field" if where == "body" else f"{where} parameter"
     return respond(
         ErrorInfo(
             code="bad_request",
-            thing=f"request: {place}",
-            found=repr(first.get("input"))[:200],
-            expected=str(first["msg"]),
-            next_step="Correct the request; /docs shows its form.",
+            thing=f"request {place} {read.field}" if read.field else f"request {where}",
+            found=read.found,
+            expected=read.expected,
+            next_step=f"{read.hint}Correct the request; /docs shows its form.",
             status=422,
             retryable=False,
         )

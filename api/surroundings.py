@@ -10,10 +10,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from worker.jobs.errors import BadInputError
-from worker.jobs.locations import Roots, refuse_inside, target_exists
+from worker.jobs.locations import Roots, refuse_inside, refuse_taken
 from worker.jobs.spec import JobSpec, replaces, target_of
 from worker.jobs.spec_sources import sources_of
 from worker.jobs.store import JobStore
+from worker.jobs.unused_options import refuse_unused
 
 _PLANS_AT_ONCE = 2
 """A plan is a process of its own for a second or so."""
@@ -32,26 +33,27 @@ class Surroundings:
 
         Without `sources_exist`, other jobs may still have to make them.
         """
-        for source in sources_of(spec):
-            self._check_source(source, exists=sources_exist)
+        refuse_unused(spec)
+        for name, location in sources_of(spec):
+            self._check_source(name, location, exists=sources_exist)
         location = target_of(spec)
         if location is None:
             return None
         target = self.roots.resolve_target(location)
-        if _status(location, target) and not replaces(spec):
-            raise target_exists(target)
-        for source in sources_of(spec):
-            refuse_inside(self.roots.resolve(source), target)
+        if _status(location, target):
+            refuse_taken(target, replaces=replaces(spec))
+        for name, source in sources_of(spec):
+            refuse_inside(self.roots.resolve(source), target, name)
         return target
 
-    def _check_source(self, location: str, *, exists: bool) -> None:
+    def _check_source(self, name: str, location: str, *, exists: bool) -> None:
         path = self.roots.resolve(location)
         status = _status(location, path)
         if status is None:
             if exists:
-                raise _missing(location, f"nothing at {path}")
+                raise _missing(name, location, f"nothing at {path}")
         elif not stat.S_ISDIR(status.st_mode):
-            raise _missing(location, f"no folder at {path}")
+            raise _missing(name, location, f"no folder at {path}")
 
 
 def surroundings(request: Request) -> Surroundings:
@@ -78,10 +80,10 @@ def _status(location: str, path: Path) -> os.stat_result | None:
         ) from error
 
 
-def _missing(location: str, found: str) -> BadInputError:
+def _missing(name: str, location: str, found: str) -> BadInputError:
     return BadInputError(
         "missing_file",
-        f"source {location}",
+        f"{name} {location}",
         found=found,
         expected="a folder that the server can read",
         next_step="Check the path as the server sees it.",

@@ -23,7 +23,8 @@ from .handlers.rules import GivenRules
 from .handlers.run import plan, run
 from .jobs.errors import BadInputError, FerryError, InternalError, error_from_os
 from .jobs.locations import LocalPaths
-from .jobs.spec import JobSpec
+from .jobs.misreading import Misreading
+from .jobs.spec import JobRequest, JobSpec
 from .jobs.state import Progress, Result
 from .mapping.explain import explain
 from .mapping.family import Family
@@ -114,12 +115,13 @@ def _spec(text: str) -> JobSpec:
         return _SPEC.validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
+        read = Misreading.of(first, ("spec", *first["loc"]), JobRequest)
         raise BadInputError(
             "bad_request",
-            f"spec field {'.'.join(map(str, first['loc'])) or '(whole)'}",
-            found=repr(first["input"])[:200],
-            expected=first["msg"],
-            next_step="Mend the spec.",
+            f"field {read.field}",
+            found=read.found,
+            expected=read.expected,
+            next_step=f"{read.hint}Mend the spec.",
         ) from error
 
 

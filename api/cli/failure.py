@@ -8,8 +8,26 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from worker.jobs.errors import BadInputError, FerryError
+from worker.jobs.misreading import Misreading
+from worker.jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    AdapterUse,
+    ConfigSpec,
+    ExportSpec,
+    ImportSpec,
+    JobRequest,
+    MergeSpec,
+    SetupSpec,
+    VerifySpec,
+)
 
 INTERRUPTED = 130
+_SPECS = (ConfigSpec, ImportSpec, ExportSpec, MergeSpec, SetupSpec, VerifySpec)
+_ADAPTERS = (AdapterUse, AdapterExportSpec, AdapterImportSpec, AdapterExtractSpec)
+_MODELS = {model.__name__: model for model in (JobRequest, *_SPECS, *_ADAPTERS)}
+"""What a command may make of its arguments."""
 
 
 @contextmanager
@@ -33,12 +51,13 @@ def reading_arguments() -> Generator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
+        read = Misreading.of(first, first["loc"], _MODELS.get(error.title))
         raise BadInputError(
             "bad_request",
-            ".".join(map(str, first["loc"])),
-            found=repr(first["input"])[:200],
-            expected=first["msg"],
-            next_step="Correct the command.",
+            f"spec field {read.field}" if read.field else "spec",
+            found=read.found,
+            expected=read.expected,
+            next_step=f"{read.hint}Correct the command, or the file that it reads.",
         ) from error
 
 

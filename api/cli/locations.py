@@ -15,6 +15,12 @@ def weighted(typed: str) -> tuple[str, float]:
         return typed, 1.0
 
 
+def no_weight(typed: str) -> bool:
+    """Whether `PATH:WEIGHT` must have been meant and WEIGHT is no number: a folder of this machine is before it."""
+    path, colon, _ = typed.rpartition(":")
+    return bool(colon) and weighted(typed)[0] == typed and not Path(typed).exists() and Path(path).is_dir()
+
+
 def as_sent(typed: str) -> str:
     """A path becomes absolute; `root:path` stays, unless a file of that very name lies here."""
     if _ROOTED.match(typed) and not Path(typed).exists():

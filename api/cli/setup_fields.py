@@ -35,10 +35,12 @@ def _read(file: Path) -> dict[str, object]:
 
     try:
         found: object = yaml.safe_load(file.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _bad(file, " ".join(str(error).split())[:200]) from error
+    except OSError as error:
+        raise _bad(file, (error.strerror or type(error).__name__).lower()) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _bad(file, f"no valid YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(found, dict):
-        raise _bad(file, f"a YAML {type(found).__name__}")
+        raise _bad(file, "nothing" if found is None else f"no names and values, but {found!r}"[:200])
     values = cast("dict[str, object]", found)
     for name in _NESTED:
         if not isinstance(values.get(name) or {}, dict):

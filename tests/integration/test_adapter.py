@@ -408,6 +408,15 @@ def test_an_incomplete_adapter_is_refused(base: Path, tmp_path: Path) -> None:
         import_(adapter, tmp_path / "out", base)
 
 
+def test_factors_that_the_config_does_not_name_are_refused(base: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", target_modules=ALL)
+    config = config_of(adapter) | {"target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    with pytest.raises(BadInputError, match=r"_proj.*PEFT leaves out.*q_proj"):
+        import_(adapter, tmp_path / "out", base)
+
+
 def test_a_megatron_base_says_as_much(base: Path, tmp_path: Path, warm_model_configs: Path) -> None:
     do(ImportSpec(source=str(base), target=str(tmp_path / "mcore-base")), warm_model_configs)
     adapter = write_adapter(base, tmp_path / "adapter", target_modules=ALL)

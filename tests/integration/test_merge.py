@@ -37,6 +37,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"target_modules": ALL, "use_dora": True},
     "regex": {"target_modules": r".*\.(q_proj|gate_proj)"},
     "some layers": {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    "one by its whole name": {
+        "target_modules": ["model.layers.0.self_attn.q_proj", "k_proj"],
+        "layers_to_transform": [1],
+    },
     "excluded": {"target_modules": ["q_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "dora embedding": {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
@@ -479,6 +483,42 @@ def test_a_module_that_expects_factors_and_has_none_is_refused(base: Path, tmp_p
         do(spec(base, tmp_path / "out", adapter), NOWHERE)
 
     assert refused.value.info.code == "missing_tensor"
+
+
+UNNAMED: dict[str, dict[str, Any]] = {
+    "names": {"target_modules": ["q_proj", "v_proj"]},
+    "none": {"target_modules": []},
+    "null": {"target_modules": None},
+    "beginnings of names": {"target_modules": ["q", "k_pro", "layers"]},
+    "a regex": {"target_modules": r".*\.q_proj"},
+    "the end of a regex's match": {"target_modules": "q_proj"},
+    "other layers": {"layers_to_transform": [0]},
+    "excluded": {"exclude_modules": ["k_proj"]},
+    "excluded by a regex": {"exclude_modules": r".*\.0\..*"},
+    "parameters": {"target_modules": None, "target_parameters": ["mlp.experts.down_proj"]},
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_factors_that_peft_would_leave_out_are_refused(base: Path, tmp_path: Path, name: str) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "k_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | UNNAMED[name]))
+
+    with pytest.raises(BadInputError, match=r"self_attn\.[qk]_proj.*PEFT leaves out.*target_modules") as refused:
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
+
+    assert refused.value.info.code == "unknown_tensor"
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]], ids=str)
+def test_an_output_layer_is_named_or_refused(base: Path, tmp_path: Path, targets: str | list[str]) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", target_modules=[*ALL, "lm_head"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": targets}))
+
+    with pytest.raises(BadInputError, match=r"PEFT leaves out"):
+        do(spec(base, tmp_path / "out", adapter), NOWHERE)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3-moe", "nemotron-h"])

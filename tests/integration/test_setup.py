@@ -386,7 +386,7 @@ def test_what_a_trainer_lacks_is_said_before_what_does_not_fit(llama: Path, tmp_
     ("fields", "match"),
     [
         ({"base": "link"}, "an HF checkpoint"),
-        ({"peft": {"target_modules": ["q_proj"]}}, "q_proj"),
+        ({"peft": {"target_modules": ["q_proj"]}}, r"peft\.target_modules: found 'q_proj', expected Megatron's names"),
         ({"ddp": {"overrides": {"overlap_grads": True}}}, "no such field"),
         ({"ddp": {"overrides": {"bucket_size": "many"}}}, "many"),
         ({"peft": {"type": "lora"}}, "lora"),

@@ -5,11 +5,12 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from starlette.types import Message
 
 from api.app import create_app
@@ -17,11 +18,28 @@ from api.body_limit import MAX_BODY_BYTES
 from api.settings import ApiSettings
 from worker.jobs.errors import UnavailableError
 from worker.jobs.memory_store import MemoryStore
+from worker.jobs.misreading import UNFORESEEN, Misreading
 from worker.jobs.slots import WorkerSlot
+from worker.jobs.spec import (
+    AdapterExportSpec,
+    AdapterExtractSpec,
+    AdapterImportSpec,
+    ConfigSpec,
+    ExportSpec,
+    ImportSpec,
+    JobKind,
+    MergeSpec,
+    SetupSpec,
+    VerifySpec,
+)
 from worker.jobs.state import Progress
 from worker.jobs.store import JobFilter, Stopped
 
 PROBLEM = "application/problem+json"
+SPECS = (
+    *(ConfigSpec, ImportSpec, ExportSpec, MergeSpec, SetupSpec, VerifySpec),
+    *(AdapterExportSpec, AdapterImportSpec, AdapterExtractSpec),
+)
 
 
 @pytest.fixture
@@ -91,6 +109,37 @@ def nothing(http: TestClient, folder: Path) -> None:
     pass
 
 
+def spec(kind: str, **fields: object) -> dict[str, Any]:
+    target = {} if kind == "verify" else {"target": "data:out"}
+    more = {"adapters": [{"path": "data:hf"}]} if kind == "merge" else {}
+    return {"kind": kind, "source": "data:hf", **target, **more, **fields}
+
+
+UNUSED = (
+    (spec("verify", logits=True), "logits"),
+    (spec("verify", against="data:hf", logits_tolerance=0.1), "logits_tolerance"),
+    (spec("verify", against="data:hf", least_top1=0.1), "least_top1"),
+    (spec("verify", hf_config="data:hf"), "hf_config"),
+    (spec("merge", majority_sign_method="frequency"), "majority_sign_method"),
+    (spec("merge", combine="ties", density=0.5, seed=3), "seed"),
+    (spec("merge", to="megatron", max_shard_bytes=10**9), "max_shard_bytes"),
+    (spec("merge", rounding="peft", verify=["logits"]), "verify"),
+    (spec("setup", init="random", base="link"), "base"),
+    (spec("setup", init="random", hf_config="data:hf"), "hf_config"),
+    (spec("setup", base="import", hf_config="data:hf"), "hf_config"),
+    (spec("setup", base="reference", dtype="bf16"), "dtype"),
+)
+"""Options that the job would ignore, and which."""
+
+MISSING = (
+    (spec("export", hf_config="data:none"), "hf_config"),
+    (spec("merge", adapters=[{"path": "data:none"}]), "adapter"),
+    (spec("adapter", action="import", base="data:none"), "base"),
+    (spec("adapter", action="extract", tuned="data:none", rank=4), "tuned"),
+    (spec("verify", against="data:none"), "against"),
+)
+
+
 @pytest.mark.parametrize(
     ("before", "request_body", "status", "code", "named"),
     [
@@ -107,7 +156,7 @@ def nothing(http: TestClient, folder: Path) -> None:
         (nothing, body(kind="merge", adapters=[{"path": "data:none"}]), 422, "missing_file", "data:none"),
         (nothing, body(kind="merge", adapters=[{"path": "/etc"}]), 422, "bad_location", "/etc"),
         (nothing, body(kind="merge", adapters=[]), 422, "bad_request", "adapters"),
-        (nothing, body(kind="adapter"), 422, "bad_request", "adapter"),
+        (nothing, body(kind="adapter"), 422, "bad_request", "spec.action"),
         (nothing, body(kind="adapter", action="import"), 422, "bad_request", "base"),
         (nothing, body(kind="adapter", action="import", base="data:none"), 422, "missing_file", "data:none"),
         (nothing, body(kind="adapter", action="export", base="/etc"), 422, "bad_location", "/etc"),
@@ -116,6 +165,9 @@ def nothing(http: TestClient, folder: Path) -> None:
         (nothing, body(source="data:../x"), 422, "bad_location", "data:../x"),
         (nothing, body(target="/etc/mcore"), 422, "bad_location", "/etc/mcore"),
         (existing, body(), 409, "target_exists", "mcore"),
+        (nothing, body(target="data:file", on_exists="replace"), 409, "target_exists", "file"),
+        *((nothing, {"spec": spec}, 422, "bad_request", f"spec field {named}") for spec, named in UNUSED),
+        *((nothing, {"spec": spec}, 422, "missing_file", f"{named} data:none") for spec, named in MISSING),
         (reservation, body(target="data:./mcore"), 409, "target_reserved", "mcore"),
         (conflict_of_keys, body(), 409, "idempotency_mismatch", "k"),
     ],
@@ -138,6 +190,123 @@ def test_a_request_that_cannot_be_taken_is_a_problem_document(
     assert answer.headers["content-type"] == PROBLEM
     assert named in problem["thing"]
     assert all(problem[field] for field in ("type", "title", "detail", "found", "expected", "next_step"))
+
+
+@pytest.mark.parametrize(
+    ("request_body", "thing", "found", "expected"),
+    [
+        (body(kind="unheard"), "request field spec.kind", "'unheard'", "one of config, import, export, merge, setup"),
+        ({"spec": {"source": "data:hf"}}, "request field spec.kind", "nothing", "one of config, import"),
+        (body(kind="adapter"), "request field spec.action", "nothing", "one of export, import, extract"),
+        ({}, "request field spec", "nothing", "a value"),
+        (body(surprise=1), "request field spec.surprise", "a field of no such name", "dtype, iteration, kind"),
+        (body() | {"labls": {}}, "request field labls", "a field of no such name", "depends_on, gpus, labels"),
+        (body() | {"gpus": True}, "request field gpus", "true", "a whole number"),
+        (body() | {"gpus": "2"}, "request field gpus", "'2'", "a whole number"),
+        (body() | {"priority": "top"}, "request field priority", "'top'", "'low', 'normal' or 'high'"),
+        (body() | {"memory_bytes": 5}, "request field memory_bytes", "5", "a number of at least 67,108,864"),
+        (body(source=None), "request field spec.source", "null", "text"),
+        (body(source="a\nb"), "request field spec.source", "'a\\nb'", "text without control characters"),
+        (body(kind="export", max_shard_bytes=1), "request field spec.max_shard_bytes", "1", "at least 16,384"),
+        (
+            body(kind="setup", parallelism={"tp_size": True}),
+            "request field spec.parallelism.tp_size",
+            "true",
+            "a whole number",
+        ),
+        (
+            body(kind="setup", parallelism={"tp": 2}),
+            "request field spec.parallelism.tp",
+            "a field of no such name",
+            "tp_size",
+        ),
+        (
+            body(kind="merge", adapters=[{"path": "data:hf"}, {"path": "data:hf", "wait": 1}]),
+            "request field spec.adapters.1.wait",
+            "a field of no such name",
+            "one of path, weight",
+        ),
+        (body(kind="merge", adapters=[{"path": "a"}], density=0.5), "request field spec.density", "0.5", "ties"),
+        ([], "request body", "[]", "a JSON object"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_our_words(
+    http: TestClient, request_body: dict[str, Any], thing: str, found: str, expected: str
+) -> None:
+    problem = http.post("/v1/jobs", json=request_body).json()
+
+    assert (problem["status"], problem["code"], problem["thing"]) == (422, "bad_request", thing)
+    assert found in problem["found"]
+    assert expected in problem["expected"]
+
+
+@pytest.mark.parametrize(
+    ("text", "thing", "found"),
+    [
+        (b"{'a'", "request body", "no valid JSON"),
+        (b'{"spec": ', "request body", "no valid JSON"),
+        (b"", "request body", "nothing"),
+        (json.dumps(body(kind="verify", against="data:hf", logits_tolerance=float("nan"))), "tolerance", "nan"),
+        (json.dumps(body(kind="setup", ddp={"overrides": {"a": [float("nan")]}})), "spec.ddp.overrides", "nan"),
+        (json.dumps(body(kind="setup", ddp={"overrides": {"a": float("inf")}})), "spec.ddp.overrides", "inf"),
+    ],
+)
+def test_what_is_no_json_is_told_in_our_words(http: TestClient, text: bytes | str, thing: str, found: str) -> None:
+    answer = http.post("/v1/jobs", content=text, headers={"Content-Type": "application/json"})
+
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (422, "bad_request")
+    assert thing in problem["thing"]
+    assert found in problem["found"]
+
+
+def test_a_near_miss_is_named(http: TestClient) -> None:
+    problem = http.post("/v1/jobs", json=body(interation=3)).json()
+
+    assert problem["next_step"].startswith("Did you mean 'iteration'?")
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    1.5,
+    10**40,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "a\nb",
+    "x" * 5000,
+    [],
+    ["x"] * 200,
+    {},
+    {1: 1},
+)
+PYDANTIC = (
+    "Input should",
+    "Field required",
+    "Extra inputs",
+    "Value error",
+    "String should",
+    "Unable to",
+    "Keys should",
+)
+
+
+@pytest.mark.parametrize("kind", get_args(JobKind))
+def test_no_field_is_refused_in_pydantics_words(kind: str) -> None:
+    models = {model.__name__: model for model in SPECS if get_args(model.model_fields["kind"].annotation) == (kind,)}
+    values = ((model, name, odd) for model in models.values() for name in model.model_fields for odd in ODD)
+
+    for model, name, odd in values:
+        try:
+            model.model_validate({"source": "a", "target": "b", "rank": 1, name: odd})
+        except ValidationError as error:
+            for one in error.errors():
+                read = Misreading.of(one, one["loc"], model)
+                assert read.expected != UNFORESEEN, (name, odd, one)
+                assert not any(words in f"{read.found} {read.expected}" for words in PYDANTIC), (name, odd, one)
 
 
 def test_a_reserved_target_names_the_job_that_holds_it(http: TestClient) -> None:

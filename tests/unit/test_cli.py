@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from api.cli.failure import reading_arguments
 from api.cli.locations import as_sent, weighted
+from api.cli.setup_fields import setup_spec
 from api.cli.sizes import show_size
 from api.cli.tables import show_age
 from tests.llama_folder import write_llama
+from worker.jobs.errors import BadInputError
 from worker.jobs.sizes import parse_size
 from worker.mapping.registry import FAMILIES
 
@@ -71,6 +74,12 @@ def test_without_a_server_the_error_says_what_to_do() -> None:
         ("merge", "a", "b", "--adapter", "c", "--combine", "ties", "--local"),
         ("merge", "a", "b", "--adapter", "c", "--density", "0.5", "--local"),
         ("merge", "a", "b", "--adapter", "c:nan", "--local"),
+        ("merge", ".", "b", "--adapter", "..:half", "--local"),
+        ("import", "a", "b", "--rate", "5MB"),
+        ("import", "a", "b", "--jobs", "2"),
+        ("export", "a", "b", "--allow-pickle"),
+        ("config", "a", "--explain", "--server", NO_SERVER),
+        ("setup", "a", "b", "--verbose"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
@@ -120,6 +129,51 @@ def test_a_number_after_the_last_colon_is_a_weight(tmp_path: Path, monkeypatch: 
 )
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+def test_a_weight_that_is_no_number_is_told_so(tmp_path: Path) -> None:
+    done = ferry("merge", tmp_path, "out", "--adapter", f"{tmp_path}:half", "--local")
+
+    assert done.returncode == 2
+    assert f"ferry: --adapter {tmp_path}:half" in done.stderr
+    assert "found     'half' after folder" in done.stderr
+    assert "expected  a number" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "found no such file or directory"),
+        ("", "found nothing"),
+        ("- a", "found no names and values, but "),
+        ("a: [", "found no valid YAML"),
+        ("paralelism: {}", "spec field paralelism: found a field of no such name.*Did you mean 'parallelism'"),
+        ("parallelism: {tp: 2}", "spec field parallelism.tp: found a field of no such name.*tp_size"),
+        ("parallelism: {tp_size: true}", "spec field parallelism.tp_size: found true, expected a whole number"),
+        ("parallelism: {tp_size: 0}", "spec field parallelism.tp_size: found 0, expected a number of at least 1"),
+        ("peft: {alpha: .nan}", "spec field peft.alpha: found nan, expected a (finite )?number"),
+        ("ddp: {overrides: {a: .nan}}", "spec field ddp.overrides: found .*nan.*, expected finite numbers"),
+        ("profile: nemo", "spec field profile: found 'nemo', expected 'megatron-lm', "),
+        ("1: 2", "spec field 1: found .*, expected the name of a field"),
+        ("profile: verl", "spec field source: found nothing, expected a value"),
+    ],
+)
+def test_a_setup_file_that_cannot_be_read_is_told_in_our_words(tmp_path: Path, text: str | None, said: str) -> None:
+    file = tmp_path / "setup.yaml"
+    places = {} if text == "profile: verl" else {"source": "a", "target": "b"}
+    if text is not None:
+        file.write_text(text)
+
+    with pytest.raises(BadInputError, match=said), reading_arguments():
+        setup_spec(file, places)
+
+
+def test_a_field_of_a_command_is_told_in_our_words() -> None:
+    done = ferry("export", "a", "b", "--max-shard-bytes", "1", "--local")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "ferry: spec field max_shard_bytes" in done.stderr
+    assert "expected  a number of at least 16,384" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["", "lots", "-1", "5XB", "0"])

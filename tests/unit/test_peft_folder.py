@@ -39,7 +39,7 @@ PAIR: dict[str, tuple[int, ...]] = {"m.q_proj.lora_A.weight": (4, 8), "m.q_proj.
 
 
 def test_every_field_of_pefts_config_is_known() -> None:
-    assert parsed(target_modules=["q_proj"]).target_modules == ("q_proj",)
+    assert parsed(target_modules=["q_proj"]).target_modules == {"q_proj"}
     known = PeftConfig.model_fields.keys() | WITHOUT_EFFECT | UNMERGEABLE.keys() | {"peft_type", "init_lora_weights"}
     assert {field.name for field in dataclasses.fields(LoraConfig)} <= known
 
@@ -118,6 +118,7 @@ def test_targets_are_pefts() -> None:
         {"target_modules": r".*\.[qk]_proj"},
         {"target_modules": ["q_proj", "up"], "layers_to_transform": [1]},
         {"target_modules": ["q_proj", "up"], "layers_to_transform": 2, "layers_pattern": "layers"},
+        {"target_modules": ["model.layers.0.attn.q_proj", "up"], "layers_to_transform": [1]},
         {"target_modules": ["q_proj", "up"], "exclude_modules": ["attn.q_proj"]},
         {"target_modules": ["q_proj", "k_proj"], "exclude_modules": r".*\.2\..*"},
         {"target_modules": ["q_proj", "k_proj"], "modules_to_save": ["k_proj"]},

@@ -1,4 +1,4 @@
-"""Whether an adapter lacks anything: each tensor of the base that its config speaks of must have what it says."""
+"""Whether an adapter is what its config says: all that it speaks of is there, and no factors that it does not name."""
 
 import re
 from collections.abc import Collection
@@ -38,6 +38,13 @@ class Completeness:
             if leaf == "bias" and config.bias == "all" and name not in self.folder.replaced:
                 raise self._missing(name, "the tensor itself, since bias is 'all'")
 
+    def refuse_unnamed(self) -> None:
+        """BadInputError for factors of a layer that the config does not target: PEFT reads the adapter without them."""
+        for module in self.folder.modules:
+            name = f"{self.base.stored(module.module)}.weight"
+            if name in self.adapted and not self._wants_factors(name):
+                raise self._unnamed(module.module)
+
     @property
     def _config(self) -> PeftConfig:
         return self.folder.config
@@ -69,6 +76,16 @@ class Completeness:
             found="nothing for it in the adapter",
             expected=expected,
             next_step="Check that the adapter is whole; if it was never adapted, name it in exclude_modules.",
+        )
+
+    def _unnamed(self, module: str) -> BadInputError:
+        return BadInputError(
+            "unknown_tensor",
+            f"adapter {self.folder.path}: module {module!r}",
+            found="factors for it, which its config does not name: PEFT leaves out such factors",
+            expected=f"factors of those modules alone that its config means: {self._config.choice}",
+            next_step="If the module was trained, name it in target_modules of adapter_config.json; "
+            "else save the adapter again without its factors.",
         )
 
 

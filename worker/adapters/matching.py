@@ -49,12 +49,14 @@ class Matched:
 
 
 def match(folder: PeftFolder, base: BaseTensors) -> Matched:
-    """BadInputError for a tensor that belongs to nothing, a shape of another base, or factors that are missing."""
+    """BadInputError for a tensor that belongs to nothing, a shape of another base, or factors missing or not meant."""
     matching = _Matching(folder, base)
     for module in folder.modules:
         matching.add(module)
     adapted = frozenset(address.name for address in matching.pairs)
-    Completeness(folder=folder, base=base, adapted=adapted).refuse_missing()
+    completeness = Completeness(folder=folder, base=base, adapted=adapted)
+    completeness.refuse_unnamed()
+    completeness.refuse_missing()
     return Matched(folder=folder, pairs=matching.pairs, biases=matching.biases, replaced=dict(matching.replacements()))
 
 

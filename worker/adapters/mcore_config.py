@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..checkpoints.hf_folder import read_json_object
 from ..checkpoints.yaml_file import read_yaml_object
 from ..jobs.errors import BadInputError
+from ..jobs.misreading import Misreading
 from ..mapping.run_config import RUN_CONFIG
 from .linears import Linear
 
@@ -139,8 +140,8 @@ def _parse(values: Mapping[str, object], origin: str) -> McoreAdapterConfig:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise _unsupported(f"{origin}: {name}", repr(first.get("input")), first["msg"]) from error
+        read = Misreading.of(first, first["loc"], McoreAdapterConfig)
+        raise _unsupported(f"{origin}: {read.field}", read.found, read.expected) from error
 
 
 def _leaf(target: str) -> str:

@@ -1,5 +1,6 @@
 """adapter_config.json as PEFT writes it: every field known, and either meant, without effect, or refused."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ..checkpoints.hf_folder import read_json_object
 from ..jobs.errors import BadInputError
+from ..jobs.misreading import Misreading
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ALL_LINEAR = "all-linear"
@@ -69,8 +71,8 @@ class PeftConfig(BaseModel):
     fan_in_fan_out: bool = False
     lora_bias: bool = False
     bias: str = "none"
-    target_modules: tuple[str, ...] | str | None = None
-    exclude_modules: tuple[str, ...] | str | None = None
+    target_modules: frozenset[str] | str | None = None
+    exclude_modules: frozenset[str] | str | None = None
     target_parameters: tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] | None = None
     layers_to_transform: tuple[int, ...] | int | None = None
@@ -84,7 +86,7 @@ class PeftConfig(BaseModel):
 
     @field_validator("target_modules", "exclude_modules")
     @classmethod
-    def _expression(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+    def _expression(cls, value: frozenset[str] | str | None) -> frozenset[str] | str | None:
         _compiled([value] if isinstance(value, str) else ())
         return value
 
@@ -119,7 +121,18 @@ class PeftConfig(BaseModel):
             return False
         if isinstance(self.target_modules, str):
             return _matches(self.target_modules, module)
-        return _matches(self.target_modules, module) and self._in_layers(module)
+        named = self.target_modules or ()
+        return module in named or (_matches(self.target_modules, module) and self._in_layers(module))
+
+    @property
+    def choice(self) -> str:
+        """The fields that say which modules have factors, as the config has them."""
+        decide = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+        said = self.model_dump(mode="json", include=set(decide))
+        values = {name: sorted(said[name]) if isinstance(said[name], list) else said[name] for name in decide}
+        return ", ".join(
+            f"{name} {_short(value)}" for name, value in values.items() if name == decide[0] or value not in (None, [])
+        )
 
     def targets_parameter(self, parameter: str) -> bool:
         """Whether PEFT gives the parameter, by its whole name, factors of its own."""
@@ -198,11 +211,12 @@ class _Refusals:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] != "extra_forbidden":
+            read = Misreading.of(first, first["loc"], PeftConfig)
             return BadInputError(
                 "bad_config",
-                f"{self.origin}: {name}",
-                found=repr(first.get("input")),
-                expected=f"what PEFT writes ({first['msg']})",
+                f"{self.origin}: {read.field}",
+                found=read.found,
+                expected=f"{read.expected}, as PEFT writes it",
                 next_step="Check the file.",
             )
         return BadInputError(
@@ -234,10 +248,17 @@ def _compiled(expressions: Iterable[str]) -> None:
         try:
             re.compile(expression)
         except re.error as error:
-            raise ValueError(f"{expression!r} is no regular expression: {error}") from error
+            raise ValueError(f"a regular expression, while {expression!r} is no regular expression: {error}") from error
 
 
-def _matches(wanted: tuple[str, ...] | str | None, module: str) -> bool:
+def _matches(wanted: frozenset[str] | str | None, module: str) -> bool:
+    """The whole name of an expression; of names, the module's own or a dotted end of it."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in wanted or ())
+    pieces = module.split(".")
+    return bool(wanted) and any(".".join(pieces[start:]) in wanted for start in range(len(pieces)))
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -36,12 +36,13 @@ def peft_tensors(adapter: McoreAdapter, weights: TorchDistFolder) -> PeftTensors
 
 
 def peft_config(config: McoreAdapterConfig, ranks: Mapping[str, int], base: str | None) -> PeftConfig:
-    """What PEFT calls such an adapter of `base`. It names no targets: `find_factors` saw that none lacks factors."""
+    """What PEFT calls such an adapter of `base`."""
     return PeftConfig(
         base_model_name_or_path=base,
         r=config.dim,
         lora_alpha=config.alpha,
         use_dora=config.type == "dora",
+        target_modules=frozenset(ranks),
         rank_pattern=_rank_pattern(config.dim, ranks),
     )
 

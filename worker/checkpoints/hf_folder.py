@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import cast
 
 from ..jobs.errors import BadInputError
+from .folder_kinds import kind_of
 from .plain_json import loads
 
 CONFIG = "config.json"
@@ -22,7 +23,9 @@ def read_json_object(path: Path, expected: str) -> dict[str, object]:
     try:
         value: object = loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _bad(path, "no such file", expected, missing=True) from error
+        kind = kind_of(path.parent)
+        found = f"no such file: {path.parent} is {kind}" if kind else "no such file"
+        raise _bad(path, found, expected, missing=True) from error
     except ValueError as error:
         raise _bad(path, f"no valid JSON ({error})", expected) from error
     if not isinstance(value, dict):

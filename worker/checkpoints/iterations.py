@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .folder_kinds import kind_of
 from .legacy_ranks import is_legacy
 from .refusal import bad_checkpoint
 from .torch_dist import METADATA
@@ -27,9 +28,8 @@ def iteration_folder(checkpoint: Path) -> Path:
         return checkpoint
     tracker = checkpoint / TRACKER
     if not tracker.exists():
-        raise bad_checkpoint(
-            checkpoint, f"neither {METADATA}, nor mp_rank folders, nor {TRACKER}", "a Megatron checkpoint", missing=True
-        )
+        found = kind_of(checkpoint) or f"neither {METADATA}, nor mp_rank folders, nor {TRACKER}"
+        raise bad_checkpoint(checkpoint, found, "a Megatron checkpoint", missing=True)
     text = tracker.read_text(errors="replace").strip()
     if text != RELEASE and not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
         raise bad_checkpoint(tracker, repr(text[:40]), f"an iteration number or {RELEASE!r}")

@@ -11,8 +11,8 @@ from ..checkpoints.identity import identities
 from ..checkpoints.iterations import iteration_folder
 from ..checkpoints.safetensors_folder import lay_out_file
 from ..engine.convert import items_of
-from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import AdapterExportSpec, replaces
+from ..jobs.locations import Locations
+from ..jobs.spec import AdapterExportSpec
 from ..mapping.bindings import Model
 from .adapter_base import base_model, base_name, files_left_beside
 from .conversion import Conversion
@@ -23,9 +23,6 @@ from .mcore_adapter import open_mcore_adapter
 def prepare(spec: AdapterExportSpec, locations: Locations) -> Conversion:
     """Everything: what is left to do is to copy rows."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
-    if not replaces(spec):
-        refuse_existing(target)
-    refuse_inside(source, target)
     base = None if spec.base is None else locations.resolve_source(spec.base)
     own = describe(None, source, iteration_folder(source), {}) if base is None else base_model(base, locations)
     opened = open_mcore_adapter(source, own.model, linears(own.model))

@@ -18,8 +18,8 @@ from ..checkpoints.safetensors_folder import lay_out_file
 from ..checkpoints.source import Source
 from ..engine.reading import SourceFiles, same_bytes
 from ..jobs.errors import BadInputError
-from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import AdapterExtractSpec, replaces
+from ..jobs.locations import Locations
+from ..jobs.spec import AdapterExtractSpec
 from ..jobs.state import Progress
 from ..mapping.bindings import copies
 from ..mapping.blocks import Address, Block, Plan, Task
@@ -27,7 +27,7 @@ from .adapter_base import OpenedModel, base_name, open_base
 from .adapter_export import other_modules
 from .context import JobContext
 from .conversion import Conversion, LeftOver
-from .hf_source import STORED, is_hf
+from .hf_source import STORED, is_hf, refuse_hf_config
 from .unverified import refuse_older_format
 
 if TYPE_CHECKING:
@@ -41,13 +41,10 @@ def prepare(spec: AdapterExtractSpec, locations: Locations) -> Conversion:
     """All but the factors, which are zeros here. Reads what is no linear layer, to see that it did not change."""
     source, tuned_at = locations.resolve_source(spec.source), locations.resolve_source(spec.tuned)
     target = locations.resolve_target(spec.target)
-    if not replaces(spec):
-        refuse_existing(target)
-    for folder in (source, tuned_at):
-        refuse_inside(folder, target)
     for place in (source, tuned_at):
         if spec.verify and not is_hf(place):
             refuse_older_format(iteration_folder(place), "verify tensors")
+    refuse_hf_config(spec.hf_config, source, tuned_at)
     hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)
     base, tuned = (open_base(place, hf_config, locations) for place in (source, tuned_at))
     pair = _Pair(base=base, tuned=tuned, places=(source, tuned_at))

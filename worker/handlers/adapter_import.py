@@ -16,8 +16,8 @@ from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
 from ..engine.parts import file_bytes_for
 from ..engine.reading import same_bytes
-from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import AdapterImportSpec, replaces
+from ..jobs.locations import Locations
+from ..jobs.spec import AdapterImportSpec
 from .adapter_base import HF, base_model
 from .conversion import Conversion
 from .described import Described
@@ -27,9 +27,6 @@ from .import_checkpoint import common_state
 def prepare(spec: AdapterImportSpec, locations: Locations) -> Conversion:
     """Everything: what is left to do is to copy rows."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
-    if not replaces(spec):
-        refuse_existing(target)
-    refuse_inside(source, target)
     described = base_model(locations.resolve_source(spec.base), locations)
     model = described.model
     matched = match(PeftFolder.open(source), base_tensors(model))

@@ -20,8 +20,13 @@ def run(spec: ConfigSpec, context: JobContext) -> Answer:
 
 
 def read_model(source: Path) -> Model:
-    """An HF folder's (or config.json's) model, mapped. BadInputError on any field that is not understood."""
-    return model_of(read_record(source))
+    """An HF folder's (or config.json's) model, mapped.
+
+    BadInputError on any field that is not understood, and on sizes that no model has, as a plan of it would raise.
+    """
+    model = model_of(read_record(source))
+    model.family.sizes(model.mcore)
+    return model
 
 
 def read_record(source: Path) -> Record:

@@ -30,7 +30,7 @@ from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, FerryError, TransientError
 from ..jobs.locations import Locations
 from ..jobs.spec import ConversionSpec, replaces
-from ..jobs.spec_sources import refuse_own_sources
+from ..jobs.spec_sources import refuse_target
 from ..jobs.state import CheckpointResult, Progress, Timings
 from ..mapping.bindings import Model
 from ..mapping.blocks import Plan
@@ -114,13 +114,13 @@ class Conversion:
 
 
 def watched[S: ConversionSpec](prepare: Callable[[S, Locations], Conversion]) -> Callable[[S, Locations], Conversion]:
-    """The same plan, with all that was asked for it."""
+    """The same plan, of a job whose target is free and none of its sources, with all that was asked for it."""
 
     def over_watched_paths(spec: S, locations: Locations) -> Conversion:
         watch = Watch()
-        conversion = prepare(spec, watch.over(locations))
-        refuse_own_sources(spec, conversion.target, locations)
-        return replace(conversion, seen=watch.seen)
+        watched_locations = watch.over(locations)
+        refuse_target(spec, watched_locations)
+        return replace(prepare(spec, watched_locations), seen=watch.seen)
 
     return over_watched_paths
 

@@ -12,8 +12,8 @@ from ..engine.collection import uncollected
 from ..engine.convert import items_of
 from ..engine.parts import shard_bytes_for
 from ..engine.plain_weights import CONFIGURED
-from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import DType, ExportSpec, replaces
+from ..jobs.locations import Locations
+from ..jobs.spec import DType, ExportSpec
 from ..mapping.bindings import Model
 from ..mapping.quantization import FIELDS, without_quantization
 from ..mapping.record import Record
@@ -36,9 +36,6 @@ def run(spec: ExportSpec, context: JobContext) -> Prepared:
 def prepare(spec: ExportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, the index and item headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
-    if not replaces(spec):
-        refuse_existing(target)
-    refuse_inside(source, target)
     if spec.verify:
         refuse_older_format(iteration_folder(source), f"verify {', '.join(spec.verify)}")
     hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)

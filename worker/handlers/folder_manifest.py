@@ -8,6 +8,7 @@ from ..checkpoints.extents import Run, Span, TargetFile
 from ..checkpoints.hf_folder import read_json_object
 from ..checkpoints.publish import MANIFEST
 from ..jobs.errors import BadInputError
+from ..jobs.misreading import Misreading
 from ..jobs.state import VerifyResult
 from .context import JobContext
 from .unverified import differs, some
@@ -57,7 +58,10 @@ def _read_manifest(folder: Path) -> _Manifest:
         text = read_json_object(folder / MANIFEST, "a manifest, as Ferry leaves it in what it writes")
         manifest = _Manifest.model_validate(text)
     except ValidationError as error:
-        raise _bad_manifest(folder, f"no files and digests in it ({error.errors()[0]['msg']})") from error
+        first = error.errors()[0]
+        read = Misreading.of(first, first["loc"], _Manifest)
+        found = f"no files and digests in it: {read.field} is {read.found}, not {read.expected}"
+        raise _bad_manifest(folder, found) from error
     for name, listed in manifest.files.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise _bad_manifest(folder, f"file name {name!r}, which leads out of the folder")

@@ -9,6 +9,7 @@ from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.safetensors_folder import SafetensorsFolder
 from ..checkpoints.source import Source
 from ..engine.plain_weights import CONFIGURED, dequantized, open_plain, plain_dtype
+from ..jobs.errors import BadInputError
 from ..jobs.spec import DType
 from ..mapping.bindings import Model, held_in_fp32
 from ..mapping.quantization import quantized, without_quantization
@@ -32,6 +33,18 @@ class HFSource:
 def is_hf(place: Path) -> bool:
     """Whether this is an HF folder with weights."""
     return (place / CONFIG).exists() and any(place.glob("*.safetensors"))
+
+
+def refuse_hf_config(given: object, *places: Path) -> None:
+    """BadInputError for a config beside HF folders alone, each of which has its own: it would be ignored."""
+    if given is not None and all(map(is_hf, places)):
+        raise BadInputError(
+            "bad_request",
+            f"spec field hf_config {str(given)!r}",
+            found=f"it beside {' and '.join(map(str, places))}, in HF's format, with a {CONFIG} of its own",
+            expected="a Megatron checkpoint for it to describe",
+            next_step=f"Leave `hf_config` out; what is to be changed, change in that {CONFIG}.",
+        )
 
 
 def open_hf(folder: Path, dtype: DType | None = None) -> HFSource:

@@ -13,8 +13,8 @@ from ..engine.collection import uncollected
 from ..engine.convert import items_of, refuse_unequal
 from ..engine.parts import file_bytes_for
 from ..jobs.errors import BadInputError
-from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import ImportSpec, replaces
+from ..jobs.locations import Locations
+from ..jobs.spec import ImportSpec
 from ..mapping.bindings import Model, bindings
 from ..mapping.blocks import Plan
 from ..mapping.extra_states import extra_states
@@ -54,9 +54,6 @@ def model_config(model: Model, source: str, context: JobContext) -> Callable[[],
 def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads config.json and safetensors headers."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
-    if not replaces(spec):
-        refuse_existing(target)
-    refuse_inside(source, target)
     if not source.is_dir():
         raise _no_folder(source)
     opened = open_hf(source, spec.dtype)
@@ -144,7 +141,7 @@ def _no_folder(source: Path) -> BadInputError:
     return BadInputError(
         "missing_file",
         f"source {source}",
-        found="no such folder",
+        found="a file",
         expected="an HF checkpoint: config.json and safetensors",
         next_step="Check the path.",
     )

@@ -18,8 +18,8 @@ from ..engine.convert import items_of, refuse_unequal
 from ..engine.parts import shard_bytes_for
 from ..engine.reading import same_bytes
 from ..jobs.errors import BadInputError
-from ..jobs.locations import Locations, refuse_existing, refuse_inside
-from ..jobs.spec import MergeSpec, replaces
+from ..jobs.locations import Locations
+from ..jobs.spec import MergeSpec
 from ..jobs.state import Progress
 from ..mapping.bindings import Model, copies
 from ..mapping.blocks import Address, Block, Plan, Task
@@ -49,9 +49,6 @@ def run(spec: MergeSpec, context: JobContext) -> Prepared:
 def prepare(spec: MergeSpec, locations: Locations) -> Conversion:
     """Everything that can be known before the first byte: reads configs, headers, and the adapters' factors."""
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
-    if not replaces(spec):
-        refuse_existing(target)
-    refuse_inside(source, target)
     if "tensors" in spec.verify and not is_hf(source):
         refuse_older_format(iteration_folder(source), "verify tensors")
     opened = open_base(source, spec, locations)

@@ -9,6 +9,7 @@ from ..adapters.peft_config import ADAPTER_CONFIG
 from ..adapters.peft_folder import PeftFolder
 from ..adapters.to_peft import peft_config, peft_tensors
 from ..adapters.turned import TurnedLinears
+from ..checkpoints.folder_kinds import kind_of
 from ..checkpoints.hf_folder import CONFIG
 from ..checkpoints.iterations import TRACKER, iteration_folder
 from ..checkpoints.torch_dist import METADATA
@@ -80,10 +81,11 @@ def _descriptions(path: Path) -> tuple[Path, ...]:
 
 
 def _no_adapter(path: Path) -> BadInputError:
+    found = kind_of(path) or f"neither {ADAPTER_CONFIG}, nor {TRACKER}, nor {METADATA}"
     return BadInputError(
         "missing_file",
         f"adapter {path}",
-        found=f"neither {ADAPTER_CONFIG}, nor {TRACKER}, nor {METADATA}" if path.is_dir() else "no such folder",
+        found=found if path.is_dir() else "a file",
         expected="a PEFT folder, or a Megatron checkpoint of an adapter",
         next_step="Check the path of the adapter; a merge takes folders on the worker's own disks.",
     )

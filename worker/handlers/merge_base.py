@@ -18,7 +18,7 @@ from ..mapping.quantization import quantized
 from ..mapping.record import Record
 from .config import model_of, read_record
 from .export_checkpoint import plain_config
-from .hf_source import as_json, is_hf, open_hf, open_precise
+from .hf_source import as_json, is_hf, open_hf, open_precise, refuse_hf_config
 from .megatron_source import Opened, open_checkpoint
 
 _HEAD = "lm_head.weight"
@@ -53,6 +53,7 @@ class OpenedBase:
 
 def open_base(source: Path, spec: MergeSpec, locations: Locations) -> OpenedBase:
     """Read configs and headers. BadInputError where the base is quantized and may not be written plain."""
+    refuse_hf_config(spec.hf_config, source)
     if is_hf(source):
         return _hf(source, spec)
     hf_config = None if spec.hf_config is None else locations.resolve_source(spec.hf_config)

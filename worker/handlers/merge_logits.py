@@ -25,10 +25,6 @@ def refuse_unverifiable(spec: MergeSpec, source: Path, adapters: Sequence[Matche
         return
     if not is_hf(source):
         raise _unverifiable("a Megatron base, beside which these adapters do not run", "an HF base")
-    if spec.combine != "sequential" or spec.rounding != "exact":
-        raise _unverifiable(
-            f"combine {spec.combine}, rounding {spec.rounding}", "adapters that are added, rounded once"
-        )
     for matched in adapters:
         if found := _more_than_factors(matched.folder, len(adapters)):
             raise _unverifiable(

@@ -19,6 +19,7 @@ from ..jobs.spec import (
     SetupSpec,
     VerifySpec,
 )
+from ..jobs.unused_options import refuse_unused
 from . import adapter, config, export_checkpoint, import_checkpoint, merge, setup, verify
 from .context import Answer, JobContext, Prepared
 from .conversion import Conversion, describe
@@ -26,6 +27,7 @@ from .conversion import Conversion, describe
 
 def run(spec: JobSpec, context: JobContext) -> Answer | Prepared:
     """Do what the spec asks. Raises FerryError; publishes nothing."""
+    refuse_unused(spec)
     with closing(context.model_configs):
         return _run(spec, context)
 
@@ -79,4 +81,5 @@ def plan(spec: JobSpec, locations: Locations, options: CopyOptions) -> dict[str,
                 next_step="Run it; it leaves nothing behind.",
             )
         case _:
+            refuse_unused(spec)
             return {**describe(conversion_of(spec, locations), options), "verify": list(spec.verify)}

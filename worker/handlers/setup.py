@@ -16,12 +16,12 @@ from ..checkpoints.watched import Watch
 from ..engine.collection import uncollected
 from ..engine.convert import refuse_unequal
 from ..engine.parts import file_bytes_for
-from ..integration.peft import Peft
+from ..integration.peft import Peft, supported_targets
 from ..jobs.errors import BadInputError, ConflictError
-from ..jobs.locations import Locations, refuse_existing, refuse_inside
+from ..jobs.locations import Locations
 from ..jobs.setup_spec import PeftSettings, SetupSpec
 from ..jobs.spec_fields import DType
-from ..jobs.spec_sources import refuse_own_sources
+from ..jobs.spec_sources import refuse_target
 from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
 from ..mapping.run_config import RUN_CONFIG
@@ -84,15 +84,16 @@ class _Planned:
 
 def _watched(spec: SetupSpec, locations: Locations) -> _Planned:
     watch = Watch()
-    planned = _planned(spec, watch.over(locations))
-    refuse_own_sources(spec, planned.conversion.target, locations)
+    watched_locations = watch.over(locations)
+    refuse_target(spec, watched_locations)
+    planned = _planned(spec, watched_locations)
     return replace(planned, conversion=replace(planned.conversion, seen=watch.seen))
 
 
 def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
     source, target = locations.resolve_source(spec.source), locations.resolve_target(spec.target)
-    _refuse_target(spec, target)
-    refuse_inside(source, target)
+    if spec.on_exists == "reuse":
+        _refuse_foreign(target)
     if not source.is_dir():
         raise _no_source(source)
     peft = None if spec.peft is None else _checked(spec.peft)
@@ -130,23 +131,17 @@ def _planned(spec: SetupSpec, locations: Locations) -> _Planned:
     return _Planned(conversion=conversion, run=trainer_run, base=base)
 
 
-def _refuse_target(spec: SetupSpec, target: Path) -> None:
+def _refuse_foreign(target: Path) -> None:
     """`reuse` never takes away what a trainer has put beside what was set up."""
-    match spec.on_exists:
-        case "error":
-            refuse_existing(target)
-        case "replace":
-            return
-        case "reuse":
-            if not target.exists():
-                return
-            listed = listed_in(target)
-            if listed is None or listed.document.get("spec", {}).get("kind") != "setup":
-                raise _not_ours(target, "a folder that no setup wrote")
-            known = {*listed.files, MANIFEST}
-            there = {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir()}
-            if foreign := sorted(there - known):
-                raise _not_ours(target, f"{foreign[0]!r}, which the setup did not write")
+    if not target.exists():
+        return
+    listed = listed_in(target)
+    if listed is None or listed.document.get("spec", {}).get("kind") != "setup":
+        raise _not_ours(target, "a folder that no setup wrote")
+    known = {*listed.files, MANIFEST}
+    there = {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir()}
+    if foreign := sorted(there - known):
+        raise _not_ours(target, f"{foreign[0]!r}, which the setup did not write")
 
 
 def _trainer_run(spec: SetupSpec, base: SetupBase, target: Path) -> TrainerRun:
@@ -257,23 +252,25 @@ def _common(peft: Peft) -> dict[str, object]:
 
 
 def _checked(peft: PeftSettings) -> Peft:
-    try:
-        return Peft(**peft.model_dump(exclude={"init_adapter"}))
-    except ValueError as error:
-        raise BadInputError(
-            "bad_request",
-            "spec field peft",
-            found=str(error),
-            expected="adapters that Megatron's layers can have",
-            next_step="Mend the field.",
-        ) from error
+    """BadInputError for a target that Megatron's layers have no such adapter for."""
+    supported = supported_targets(peft.type)
+    for target in peft.target_modules:
+        if target.rpartition(".")[2] not in supported:
+            raise BadInputError(
+                "bad_request",
+                "spec field peft.target_modules",
+                found=repr(target),
+                expected=f"Megatron's names of layers, for {peft.type} one of {', '.join(supported)}",
+                next_step="Name those, or leave the field out for the type's usual ones.",
+            )
+    return Peft(**peft.model_dump(exclude={"init_adapter"}))
 
 
 def _no_source(source: Path) -> BadInputError:
     return BadInputError(
         "missing_file",
         f"source {source}",
-        found="no such folder",
+        found="a file",
         expected="an HF folder, a Megatron checkpoint, or with `init: random` a folder with config.json",
         next_step="Check the path.",
     )

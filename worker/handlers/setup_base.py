@@ -24,7 +24,7 @@ from ..mapping.run_config import RUN_CONFIG
 from .config import model_of, read_record
 from .conversion import Conversion
 from .described import run_config_files
-from .hf_source import STORED, HFSource, as_json, is_hf, open_hf
+from .hf_source import STORED, HFSource, as_json, is_hf, open_hf, refuse_hf_config
 from .import_checkpoint import into_megatron
 from .linking import linked, listed_in
 from .megatron_source import open_checkpoint
@@ -87,6 +87,7 @@ def open_setup_base(spec: SetupSpec, source: Path, target: Path, locations: Loca
     """Read configs and indexes. BadInputError where the source cannot serve as the spec asks."""
     if spec.init == "random":
         return _again(_drawn(spec, source, target), spec, target)
+    refuse_hf_config(spec.hf_config, source)
     if is_hf(source):
         if spec.base not in ("auto", "import"):
             raise _no_such_base(spec, "an HF checkpoint", "import")

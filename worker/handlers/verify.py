@@ -12,7 +12,7 @@ from ..jobs.state import LogitsFigures, VerifyResult
 from ..mapping.bindings import Model
 from .context import Answer, JobContext
 from .folder_manifest import against_manifest
-from .hf_source import is_hf, open_hf
+from .hf_source import is_hf, open_hf, refuse_hf_config
 from .megatron_source import open_checkpoint
 from .model_logits import apart, hf_side, megatron_side, run_logits
 from .two_checkpoints import TwoCheckpoints
@@ -25,7 +25,6 @@ def run(spec: VerifySpec, context: JobContext) -> Answer:
     watch = Watch()
     locations = watch.over(context.locations)
     source = locations.resolve_source(spec.source)
-    _refuse_logits(spec)
     if spec.against is not None:
         against = locations.resolve_source(spec.against)
         hf_config = locations.resolve_source(spec.hf_config) if spec.hf_config else None
@@ -35,29 +34,11 @@ def run(spec: VerifySpec, context: JobContext) -> Answer:
     return Answer(result=result.model_copy(update={"seconds": round(time.monotonic() - started, 4)}))
 
 
-def _refuse_logits(spec: VerifySpec) -> None:
-    if not spec.logits and (spec.logits_tolerance, spec.least_top1) != (None, None):
-        raise BadInputError(
-            "bad_request",
-            "spec field logits_tolerance or least_top1",
-            found="no comparison of logits",
-            expected="`ferry verify A B --logits` with them",
-            next_step="Ask for `logits`, or leave them out.",
-        )
-    if spec.logits and spec.against is None:
-        raise BadInputError(
-            "bad_request",
-            "spec field logits",
-            found="no other checkpoint",
-            expected="two: `ferry verify A B --logits`",
-            next_step="Name the checkpoint to compare with, or leave `logits` out.",
-        )
-
-
 def _against_another(
     one: Path, other: Path, hf_config: Path | None, spec: VerifySpec, context: JobContext, watch: Watch
 ) -> VerifyResult:
     """The same bits, or with `logits` models that say the same: then tensors that differ are told, and no fault."""
+    refuse_hf_config(hf_config, one, other)
     both = TwoCheckpoints.open(one, other, hf_config, allow_pickle=context.locations.allow_pickle, watch=watch)
     if not spec.logits:
         both.refuse_unlike()

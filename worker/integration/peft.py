@@ -137,6 +137,11 @@ def _names(pattern: str, name: str) -> bool:
     return pattern == name.rpartition(".")[2] if pattern.isidentifier() else fnmatchcase(name, pattern)
 
 
+def supported_targets(kind: PeftType) -> tuple[str, ...]:
+    """The last parts of layer names that adapters of a type can go to."""
+    return _TARGETS[kind]
+
+
 def _one_of(thing: str, found: object, supported: Iterable[object]) -> None:
     names = tuple(supported)
     if found not in names:

@@ -122,14 +122,28 @@ def refuse_existing(target: Path) -> None:
         raise target_exists(target)
 
 
-def refuse_inside(source: Path, target: Path) -> None:
+def refuse_taken(target: Path, *, replaces: bool) -> None:
+    """ConflictError where something stands at `target` that is not to make way, or that no job wrote: a file."""
+    if not replaces:
+        refuse_existing(target)
+    elif os.path.lexists(target) and not target.is_dir():
+        raise ConflictError(
+            "target_exists",
+            f"target {target}",
+            found="a file, which is no output of a job",
+            expected="a folder to replace, or a path that does not exist yet",
+            next_step="Move the file away, or choose another target.",
+        )
+
+
+def refuse_inside(source: Path, target: Path, field: str = "source") -> None:
     """BadInputError where the target would lie in the folder that is read, or take its place."""
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise BadInputError(
             "bad_location",
             f"target {target}",
-            found=f"{_where(source, target)} the source {source}",
-            expected="a target beside the source or elsewhere",
+            found=f"{_where(source, target)} the {field} {source}",
+            expected=f"a target beside the {field} or elsewhere",
             next_step="Choose another target.",
         )
 

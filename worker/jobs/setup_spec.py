@@ -1,10 +1,11 @@
 """What a `setup` job is asked to do: a directory that a trainer starts from."""
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from .spec_fields import LEAST_PART_BYTES, DType, Location, Spec
+from .spec_fields import LEAST_PART_BYTES, DType, Flag, Location, Real, Spec, Whole
 
 ProfileName = Literal["megatron-lm", "megatron-bridge", "verl", "slime", "nemo-rl"]
 """The trainer."""
@@ -12,7 +13,7 @@ ProfileName = Literal["megatron-lm", "megatron-bridge", "verl", "slime", "nemo-r
 Recompute = Literal["none", "selective", "full"]
 """Activations that are computed again in the backward pass: none, attention's core, whole layers."""
 
-_Size = Annotated[int, Field(ge=1, le=10**5)]
+_Size = Annotated[Whole, Field(ge=1, le=10**5)]
 
 
 class Parallelism(Spec):
@@ -26,7 +27,7 @@ class Parallelism(Spec):
     ep_size: _Size = 1
     etp_size: _Size | None = None
     """None: `tp_size`, as Megatron takes it."""
-    sequence_parallel: bool | None = None
+    sequence_parallel: Flag | None = None
     """None: where `tp_size` is above 1."""
     first_stage_layers: _Size | None = None
     last_stage_layers: _Size | None = None
@@ -46,22 +47,32 @@ class PeftSettings(Spec):
     exclude_modules: tuple[str, ...] = ()
     dim: _Size = 32
     """The rank."""
-    alpha: float = Field(default=32, gt=0, allow_inf_nan=False)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    alpha: Real = Field(default=32, gt=0, allow_inf_nan=False)
+    dropout: Real = Field(default=0.0, ge=0, lt=1)
     dropout_position: Literal["pre", "post"] = "pre"
-    seed: int = Field(default=1234, ge=0)
+    seed: Whole = Field(default=1234, ge=0)
     """Factors are drawn from this and their names."""
-    init_adapter: bool = False
+    init_adapter: Flag = False
     """Write a freshly initialised adapter checkpoint."""
 
 
 class DdpSettings(Spec):
     """How the model is wrapped for data parallelism."""
 
-    use_distributed_optimizer: bool = True
-    use_megatron_fsdp: bool = False
+    use_distributed_optimizer: Flag = True
+    use_megatron_fsdp: Flag = False
     overrides: dict[str, Any] = Field(default_factory=dict[str, Any], max_length=100)
     """Fields of Megatron's `DistributedDataParallelConfig`."""
+
+    @field_validator("overrides")
+    @classmethod
+    def _in_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """JSON, in which all of this is kept, would make null of infinities and of what is no number."""
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError("finite numbers, texts, true, false, null, and lists or objects of them") from error
+        return value
 
 
 class SetupSpec(Spec):
@@ -79,19 +90,19 @@ class SetupSpec(Spec):
     """
     init: Literal["source", "random"] = "source"
     """`random`: weights drawn from `seed` as Megatron initialises them; of the source only its config is read."""
-    seed: int = Field(default=1234, ge=0, lt=2**63)
+    seed: Whole = Field(default=1234, ge=0, lt=2**63)
     hf_config: Location | None = None
     """A folder with config.json and tokenizer, for a Megatron checkpoint that has no `hf/` beside it."""
     dtype: DType | None = None
     peft: PeftSettings | None = None
     ddp: DdpSettings = DdpSettings()
-    sequence_length: int | None = Field(default=None, ge=1, le=10**8)
+    sequence_length: Whole | None = Field(default=None, ge=1, le=10**8)
     """Tokens of a sample; None: the model's, at most 4,096."""
     micro_batch_size: _Size = 1
     recompute: Recompute = "none"
-    gpu_bytes: int = Field(default=80 * 2**30, ge=2**30)
+    gpu_bytes: Whole = Field(default=80 * 2**30, ge=2**30)
     """Of one GPU; a run that is estimated to need more is refused, with a parallelism that fits."""
-    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    part_bytes: Whole | None = Field(default=None, ge=LEAST_PART_BYTES)
     verify: tuple[Literal["load", "tensors", "logits"], ...] = ()
     """`load`: as many processes as the parallelism has ranks load the checkpoint before it is published.
 

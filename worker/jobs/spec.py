@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from .setup_spec import SetupSpec
-from .spec_fields import LEAST_PART_BYTES, DType, Location, Spec
+from .spec_fields import LEAST_PART_BYTES, LEAST_SHARD_BYTES, DType, Flag, Location, Real, Spec, Whole
 
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
@@ -37,12 +37,12 @@ class ImportSpec(Spec):
     kind: Literal["import"] = "import"
     source: Location
     target: Location
-    iteration: int | None = Field(default=None, ge=0, le=10**12)
+    iteration: Whole | None = Field(default=None, ge=0, le=10**12)
     """None writes `release/`; a number writes `iter_0000000`-style and that number in the tracker file."""
     dtype: DType | None = None
-    vocab_padding: int | None = Field(default=None, ge=1, le=4096)
+    vocab_padding: Whole | None = Field(default=None, ge=1, le=4096)
     """The tensor-parallel size for which the vocabulary is written padded, with zeros; None: as it is."""
-    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    part_bytes: Whole | None = Field(default=None, ge=LEAST_PART_BYTES)
     verify: tuple[Check, ...] = ()
     on_exists: OnExists = "error"
 
@@ -55,11 +55,11 @@ class ExportSpec(Spec):
     target: Location
     hf_config: Location | None = None
     """A folder with config.json (and tokenizer) for a checkpoint that has no `hf/` beside it."""
-    max_shard_bytes: int | None = Field(default=None, gt=0)
+    max_shard_bytes: Whole | None = Field(default=None, ge=LEAST_SHARD_BYTES)
     """None: by the size of the whole, from 1 to 5 GB, so that several processes write and read at once."""
     dtype: DType | None = None
     quantize: Quantization | None = None
-    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    part_bytes: Whole | None = Field(default=None, ge=LEAST_PART_BYTES)
     verify: tuple[Check, ...] = ()
     on_exists: OnExists = "error"
 
@@ -68,7 +68,7 @@ class AdapterUse(Spec):
     """An adapter of a merge, and how much of it."""
 
     path: Location
-    weight: float = Field(default=1.0, allow_inf_nan=False)
+    weight: Real = Field(default=1.0, allow_inf_nan=False)
 
 
 Combine = Literal["sequential", "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
@@ -86,25 +86,25 @@ class MergeSpec(Spec):
     target: Location
     adapters: tuple[AdapterUse, ...] = Field(min_length=1, max_length=100)
     combine: Combine = "sequential"
-    density: float | None = Field(default=None, gt=0, le=1, validate_default=True)
+    density: Real | None = Field(default=None, gt=0, le=1, validate_default=True)
     """The share of values that is kept."""
     majority_sign_method: Literal["total", "frequency"] = "total"
-    svd_rank: int | None = Field(default=None, ge=1)
+    svd_rank: Whole | None = Field(default=None, ge=1)
     """None: the largest rank of the adapters."""
-    svd_clamp: float | None = Field(default=None, gt=0.5, le=1)
+    svd_clamp: Real | None = Field(default=None, gt=0.5, le=1)
     """A quantile of the values of both factors that svd leaves; larger ones are cut to it. None: no value is cut."""
-    seed: int = Field(default=0, ge=0)
+    seed: Whole = Field(default=0, ge=0)
     """Of what `dare_linear` and `dare_ties` drop."""
     to: Literal["hf", "megatron"] = "hf"
     rounding: Literal["exact", "peft"] = "exact"
     """Once, after all sums in fp32; or as PEFT rounds, adapter by adapter, each product to its factors' dtype first."""
-    dequantize: bool = False
+    dequantize: Flag = False
     """A quantized base may be written plain."""
     hf_config: Location | None = None
     """A folder with config.json (and tokenizer) for a Megatron base that has no `hf/` beside it."""
-    max_shard_bytes: int | None = Field(default=None, gt=0)
+    max_shard_bytes: Whole | None = Field(default=None, ge=LEAST_SHARD_BYTES)
     dtype: DType | None = None
-    part_bytes: int | None = Field(default=None, ge=LEAST_PART_BYTES)
+    part_bytes: Whole | None = Field(default=None, ge=LEAST_PART_BYTES)
     verify: tuple[Check, ...] = ()
     on_exists: OnExists = "error"
 
@@ -133,15 +133,15 @@ class VerifySpec(Spec):
     """Another checkpoint; None: the manifest in `source`."""
     hf_config: Location | None = None
     """A folder with config.json for a Megatron checkpoint that has no `hf/` beside it."""
-    logits: bool = False
+    logits: Flag = False
     """With `against`: run both models on the same tokens too; what they say decides, and tensors may differ."""
-    logits_tolerance: float | None = Field(default=None, gt=0, le=1)
+    logits_tolerance: Real | None = Field(default=None, gt=0, le=1)
     """Of the logits' range, by how much they may differ; None: 0.001, so much as sums in another order explain.
 
     Where no limit is given and the weights are stored in other forms (a cast, fp8), the one side's are rounded as the
     other's first: what remains is held against the same bar.
     """
-    least_top1: float | None = Field(default=None, ge=0, le=1)
+    least_top1: Real | None = Field(default=None, ge=0, le=1)
     """The part of places at which both must choose the same token; None: all."""
 
 
@@ -177,7 +177,7 @@ class AdapterImportSpec(Spec):
 
     `auto`: one pair of the same rank where all three share A, else canonical; DoRA, which has no canonical form, fused.
     """
-    iteration: int | None = Field(default=None, ge=0, le=10**12)
+    iteration: Whole | None = Field(default=None, ge=0, le=10**12)
     verify: tuple[Literal["tensors"], ...] = ()
     on_exists: OnExists = "error"
 
@@ -191,8 +191,8 @@ class AdapterExtractSpec(Spec):
     """The base."""
     tuned: Location
     target: Location
-    rank: int = Field(ge=1, le=10**5)
-    save_others: bool = False
+    rank: Whole = Field(ge=1, le=10**5)
+    save_others: Flag = False
     """Modules that differ and are not linear layers are saved whole; else they are an error."""
     dtype: DType = "fp32"
     """Of the factors."""
@@ -242,13 +242,13 @@ class JobRequest(BaseModel):
     labels: dict[Label, Label] = Field(default_factory=dict[str, str], max_length=32)
     priority: Priority = "normal"
     """Among the waiting jobs of one resource class."""
-    gpus: int = Field(default=0, ge=0, le=64)
+    gpus: Whole = Field(default=0, ge=0, le=64)
     """Devices of one host, leased all or none."""
-    timeout_seconds: float | None = Field(default=None, gt=0, le=10**7)
+    timeout_seconds: Real | None = Field(default=None, gt=0, le=10**7)
     """How long one attempt may take; None: the worker's own limit, if any."""
-    stall_seconds: float | None = Field(default=None, gt=0, le=10**7)
+    stall_seconds: Real | None = Field(default=None, gt=0, le=10**7)
     """How long an attempt may live without any progress; None: the worker's own limit."""
-    memory_bytes: int | None = Field(default=None, ge=LEAST_MEMORY_BYTES)
+    memory_bytes: Whole | None = Field(default=None, ge=LEAST_MEMORY_BYTES)
     """What its processes may hold together, the cache of files aside; None: the worker's own limit, if any."""
     depends_on: tuple[JobId, ...] = Field(default=(), max_length=100)
     """Jobs that must succeed first; where one of them fails or is cancelled, this one fails."""

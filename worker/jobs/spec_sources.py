@@ -1,9 +1,11 @@
 """What a job reads, and that its target is none of it."""
 
+import os
 from pathlib import Path
 from typing import assert_never
 
-from .locations import Locations, refuse_inside
+from .errors import BadInputError
+from .locations import Locations, refuse_inside, refuse_taken
 from .setup_spec import SetupSpec
 from .spec import (
     AdapterExportSpec,
@@ -15,30 +17,52 @@ from .spec import (
     JobSpec,
     MergeSpec,
     VerifySpec,
+    replaces,
+    target_of,
 )
 
 
-def sources_of(spec: JobSpec) -> tuple[str, ...]:
-    """The locations that the spec names as read."""
+def sources_of(spec: JobSpec) -> tuple[tuple[str, str], ...]:
+    """The locations that the spec names as read, each with what the spec calls it."""
     match spec:
         case ConfigSpec() | ImportSpec():
-            given = (spec.source,)
+            given = (("source", spec.source),)
         case ExportSpec() | SetupSpec():
-            given = (spec.source, spec.hf_config)
+            given = (("source", spec.source), ("hf_config", spec.hf_config))
         case MergeSpec():
-            given = (spec.source, spec.hf_config, *(adapter.path for adapter in spec.adapters))
+            adapters = (("adapter", adapter.path) for adapter in spec.adapters)
+            given = (("source", spec.source), ("hf_config", spec.hf_config), *adapters)
         case AdapterExportSpec() | AdapterImportSpec():
-            given = (spec.source, spec.base)
+            given = (("source", spec.source), ("base", spec.base))
         case AdapterExtractSpec():
-            given = (spec.source, spec.tuned, spec.hf_config)
+            given = (("source", spec.source), ("tuned", spec.tuned), ("hf_config", spec.hf_config))
         case VerifySpec():
-            given = (spec.source, spec.against, spec.hf_config)
+            given = (("source", spec.source), ("against", spec.against), ("hf_config", spec.hf_config))
         case _:
             assert_never(spec)
-    return tuple(location for location in given if location)
+    return tuple((field, location) for field, location in given if location)
 
 
-def refuse_own_sources(spec: JobSpec, target: Path, locations: Locations) -> None:
-    """BadInputError where the target would lie in what the job reads, or take its place."""
-    for location in sources_of(spec):
-        refuse_inside(locations.resolve_source(location), target)
+def refuse_target(spec: JobSpec, locations: Locations) -> None:
+    """FerryError where a place is not allowed, a source not there, or the target taken, in a source or around it."""
+    sources = [(field, locations.resolve_source(location)) for field, location in sources_of(spec)]
+    for field, source in sources:
+        if not os.path.exists(source):  # no look of the plan's: it has its own
+            raise _missing(field, source)
+    location = target_of(spec)
+    if location is None:
+        return
+    target = locations.resolve_target(location)
+    refuse_taken(target, replaces=replaces(spec))
+    for field, source in sources:
+        refuse_inside(source, target, field)
+
+
+def _missing(field: str, source: Path) -> BadInputError:
+    return BadInputError(
+        "missing_file",
+        f"{field} {source}",
+        found="no such folder",
+        expected="one that is there and may be read",
+        next_step="Check the path.",
+    )
