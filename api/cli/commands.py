@@ -40,6 +40,7 @@ from .arguments import (
     Gpus,
     HFConfig,
     Jobs,
+    KeysOfLayers,
     Labels,
     Local,
     Memory,
@@ -95,6 +96,7 @@ def import_(
     vocab_padding: Annotated[
         int | None, typer.Option(min=1, help="Pad the vocabulary with zeros for this tensor-parallel size.")
     ] = None,
+    layer_keys: KeysOfLayers = "stacked",
     part_bytes: PartBytes = None,
     verify: Checks = None,
     replace: Replace = False,
@@ -119,6 +121,7 @@ def import_(
             iteration=iteration,
             dtype=dtype,
             vocab_padding=vocab_padding,
+            layer_keys=layer_keys,
             part_bytes=_size(part_bytes) if part_bytes else None,
             verify=cast("tuple[Check, ...]", tuple(verify or ())),
             on_exists=_on_exists(replace),
@@ -195,6 +198,7 @@ def merge(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what dare drops.")] = 0,
     to: Annotated[Literal["hf", "megatron"], typer.Option(help="The format of DST.")] = "hf",
+    layer_keys: KeysOfLayers = "stacked",
     rounding: Annotated[
         Literal["exact", "peft"], typer.Option(help="Once, after all sums in fp32; or in PEFT's own steps.")
     ] = "exact",
@@ -232,6 +236,7 @@ def merge(
             svd_clamp=svd_clamp,
             seed=seed,
             to=to,
+            layer_keys=layer_keys,
             rounding=rounding,
             dequantize=dequantize,
             hf_config=as_sent(hf_config) if hf_config else None,
@@ -291,6 +296,10 @@ def setup(
     seed: Annotated[int | None, typer.Option(min=0, help="Of random weights, and the run's.")] = None,
     hf_config: HFConfig = None,
     dtype: Dtype = None,
+    layer_keys: Annotated[
+        str | None,
+        typer.Option(metavar="stacked|per-layer", help="Of Megatron's tensors: one for all layers, or each."),
+    ] = None,
     peft: Annotated[
         str | None, typer.Option(metavar="lora|canonical_lora|dora", help="Adapters beside a frozen base.")
     ] = None,
@@ -356,6 +365,7 @@ def setup(
                 "seed": seed,
                 "hf_config": hf_config,
                 "dtype": dtype,
+                "layer_keys": layer_keys,
                 "peft.type": peft,
                 "peft.dim": peft_dim,
                 "peft.alpha": peft_alpha,

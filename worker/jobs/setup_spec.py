@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .spec_fields import LEAST_PART_BYTES, DType, Location, Spec
+from .spec_fields import LEAST_PART_BYTES, DType, LayerKeys, Location, Spec
 
 ProfileName = Literal["megatron-lm", "megatron-bridge", "verl", "slime", "nemo-rl"]
 """The trainer."""
@@ -83,6 +83,8 @@ class SetupSpec(Spec):
     hf_config: Location | None = None
     """A folder with config.json and tokenizer, for a Megatron checkpoint that has no `hf/` beside it."""
     dtype: DType | None = None
+    layer_keys: LayerKeys = "stacked"
+    """Of weights that are written; a Megatron checkpoint's are as they are."""
     peft: PeftSettings | None = None
     ddp: DdpSettings = DdpSettings()
     sequence_length: int | None = Field(default=None, ge=1, le=10**8)
