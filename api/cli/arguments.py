@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from worker.jobs.spec import DType
+from worker.jobs.spec_fields import LayerKeys
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A path, or root:path as the server names it.")]
 Target = Annotated[str, typer.Argument(metavar="DST", help="Where the output will appear.")]
@@ -67,6 +68,12 @@ Labels = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dtype = Annotated[DType | None, typer.Option("--dtype", help="Cast the tensors, each rounded once.")]
+KeysOfLayers = Annotated[
+    LayerKeys,
+    typer.Option(
+        "--layer-keys", help="One Megatron tensor for all layers, or one a layer: faster for Megatron to load."
+    ),
+]
 Checks = Annotated[
     list[str] | None,
     typer.Option(

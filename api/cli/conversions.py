@@ -7,7 +7,7 @@ import typer
 
 from worker.jobs.spec import ExportSpec, ImportSpec, Quantization
 
-from .arguments import Checks, Dtype, HFConfig, PartBytes, Replace, ShardBytes, Source, Target
+from .arguments import Checks, Dtype, HFConfig, KeysOfLayers, PartBytes, Replace, ShardBytes, Source, Target
 from .failure import reading_arguments
 from .locations import as_sent
 from .output import checks, on_exists, sent, size
@@ -25,6 +25,7 @@ class ImportOptions:
     vocab_padding: Annotated[
         int | None, typer.Option(min=1, help="Pad the vocabulary with zeros for this tensor-parallel size.")
     ] = None
+    layer_keys: KeysOfLayers = "stacked"
     part_bytes: PartBytes = None
     verify: Checks = None
     replace: Replace = False
@@ -39,6 +40,7 @@ def import_(source: Source, target: Target, what: ImportOptions, here: LocalOpti
             iteration=what.iteration,
             dtype=what.dtype,
             vocab_padding=what.vocab_padding,
+            layer_keys=what.layer_keys,
             part_bytes=size(what.part_bytes),
             verify=checks(what.verify),
             on_exists=on_exists(what.replace),

@@ -8,7 +8,7 @@ import typer
 from worker.jobs.errors import BadInputError
 from worker.jobs.spec import AdapterUse, Combine, MergeSpec
 
-from .arguments import Checks, Dtype, HFConfig, PartBytes, Replace, ShardBytes, Target
+from .arguments import Checks, Dtype, HFConfig, KeysOfLayers, PartBytes, Replace, ShardBytes, Target
 from .failure import reading_arguments
 from .locations import as_sent, no_weight, weighted
 from .output import checks, on_exists, sent, size
@@ -44,6 +44,7 @@ class MergeOptions:
     """What is written."""
 
     to: Annotated[Literal["hf", "megatron"], typer.Option(help="The format of DST.")] = "hf"
+    layer_keys: KeysOfLayers = "stacked"
     rounding: Annotated[
         Literal["exact", "peft"], typer.Option(help="Once, after all sums in fp32; or in PEFT's own steps.")
     ] = "exact"
@@ -77,6 +78,7 @@ def merge(
             svd_clamp=how.svd_clamp,
             seed=how.seed,
             to=what.to,
+            layer_keys=what.layer_keys,
             rounding=what.rounding,
             dequantize=what.dequantize,
             hf_config=sent(what.hf_config),

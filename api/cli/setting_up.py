@@ -95,6 +95,10 @@ class Weights:
     seed: Annotated[int | None, typer.Option(min=0, help="Of random weights, and the run's.")] = None
     hf_config: HFConfig = None
     dtype: Dtype = None
+    layer_keys: Annotated[
+        str | None,
+        typer.Option(metavar="stacked|per-layer", help="Of Megatron's tensors: one for all layers, or each."),
+    ] = None
 
     def fields(self) -> Mapping[str, object]:
         return {
@@ -103,6 +107,7 @@ class Weights:
             "seed": self.seed,
             "hf_config": self.hf_config,
             "dtype": self.dtype,
+            "layer_keys": self.layer_keys,
         }
 
 

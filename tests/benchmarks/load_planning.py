@@ -1,8 +1,9 @@
 """What a rank computes before it reads: Qwen3-235B's import as Megatron plans to load it, by upstream's means and ours.
 
-`python -m tests.benchmarks.load_planning [--upstream] [--layers 94] [--profile]` from the repository's root. Prints CPU
-seconds by phase and what would be read; asserts nothing. Weights are holes, models are on the meta device; every rank
-is played by a process of its own whose groups speak to nobody. Upstream's way takes minutes at all 94 layers.
+`python -m tests.benchmarks.load_planning [--upstream] [--layer-keys per-layer] [--layers 94] [--profile]` from the
+repository's root. Prints CPU seconds by phase and what would be read; asserts nothing. Weights are holes, models are on
+the meta device; every rank is played by a process of its own whose groups speak to nobody. Upstream's way takes minutes
+at all 94 layers where they share their keys: the comparison of all ranks' shards with one another among them.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 from tests.large_stand_ins import QWEN3_235B, write_stand_in
@@ -29,6 +30,7 @@ from worker.checkpoints.extents import Literal
 from worker.handlers import import_checkpoint
 from worker.jobs.locations import LocalPaths
 from worker.jobs.spec import ImportSpec
+from worker.jobs.spec_fields import LayerKeys
 from worker.mapping.family import megatron_values
 from worker.mapping.record import Record
 from worker.mapping.registry import family_of
@@ -65,10 +67,10 @@ OTHERS = (
 )
 
 
-def write_import(folder: Path, config: dict[str, Any]) -> Path:
+def write_import(folder: Path, config: dict[str, Any], layer_keys: LayerKeys) -> Path:
     """The iteration folder of an import whose weights are holes."""
     write_stand_in(folder / "hf", config)
-    spec = ImportSpec(source=str(folder / "hf"), target=str(folder / "mcore"))
+    spec = ImportSpec(source=str(folder / "hf"), target=str(folder / "mcore"), layer_keys=layer_keys)
     conversion = import_checkpoint.prepare(spec, LocalPaths())
     for name, data in conversion.small_files.items():
         (folder / "mcore" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +156,8 @@ def timed(phases: dict[str, float], functions: dict[str, tuple[Any, str]]) -> It
 def plan_upstream(state: dict[str, Any], folder: Path) -> dict[str, float]:
     """`dist_checkpointing.load` up to its first tensor: seconds by phase, bytes read and wanted."""
     from megatron.core.dist_checkpointing.strategies import torch as strategies
+    from torch.distributed._shard.sharded_tensor import api as sharded_tensor
+    from torch.distributed._shard.sharding_spec import api as sharding_spec
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.planner import LoadItemType
     from torch.futures import Future
@@ -177,6 +181,8 @@ def plan_upstream(state: dict[str, Any], folder: Path) -> dict[str, float]:
     functions = {
         "metadata": (FileSystemReader, "read_metadata"),
         "conversion to torch's classes": (strategies, "mcore_to_pyt_state_dict"),
+        "in it all ranks' shards compared in pairs": (sharded_tensor, "validate_non_overlapping_shards_metadata"),
+        "and once more for their sharding spec": (sharding_spec, "validate_non_overlapping_shards_metadata"),
         "DCP load planning": (strategies.MCoreLoadPlanner, "create_local_plan"),
     }
     with mock.patch.object(FileSystemReader, "read_data", counted), timed(counts, functions):
@@ -241,6 +247,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--layers", type=int, default=QWEN3_235B["num_hidden_layers"])
     parser.add_argument("--upstream", action="store_true", help="upstream's way at EP8 too, the yardstick")
+    parser.add_argument("--layer-keys", choices=get_args(LayerKeys), default="stacked", help="of the import")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--play", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -253,8 +260,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ferry-load-planning-") as temporary:
         folder = (options.folder or Path(temporary)).absolute()
         if not (folder / "mcore").exists():
-            size = (write_import(folder, config) / ".metadata").stat().st_size
-            print(f"{options.layers} layers; .metadata of {size / 1e6:.1f} MB")
+            size = (write_import(folder, config, options.layer_keys) / ".metadata").stat().st_size
+            print(f"{options.layers} layers, keys {options.layer_keys}; .metadata of {size / 1e6:.1f} MB")
         runs = [
             (EP8, "ours"),
             *([(EP8, "upstream")] if options.upstream else []),

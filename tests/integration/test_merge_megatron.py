@@ -21,6 +21,7 @@ from worker.jobs.spec import AdapterExportSpec, AdapterImportSpec, AdapterUse, I
 NOWHERE = Path("/nowhere")
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WEIGHTS = "model.safetensors"
+CHECKED = {"verify": ("tensors",)}
 LAYERS = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 
@@ -58,6 +59,17 @@ def import_(adapter: Path, target: Path, base: Path, **fields: Any) -> Path:
 def identical(ours: Tensors, theirs: Tensors) -> None:
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def per_layer(tensors: Tensors) -> Tensors:
+    """Stacks of layers taken apart."""
+    start = "decoder.layers."
+    return {
+        name.replace(start, f"{start}{layer}."): part.clone()
+        for name, stack in tensors.items()
+        if name.startswith(start)
+        for layer, part in enumerate(stack)
+    } | {name: tensor for name, tensor in tensors.items() if not name.startswith(start)}
 
 
 def canonical(folder: Path) -> Path:
@@ -141,6 +153,30 @@ def test_merging_a_megatron_adapter_commutes_with_import(
     identical(merge(base, tmp_path / "a", adapter, socket=warm_model_configs, to="megatron"), expected)
     identical(merge(tmp_path / "base", tmp_path / "b", adapter, socket=warm_model_configs, to="megatron"), expected)
     identical(merge(tmp_path / "base", tmp_path / "c", adapter), hf)
+
+
+@pytest.mark.parametrize("kind", ["fused", "dora"])
+def test_keys_of_a_base_and_of_an_adapter_are_each_their_own(
+    base: Path, tmp_path: Path, warm_model_configs: Path, kind: str
+) -> None:
+    """Layers in one stack, or each with keys of its own: the same merge, and written either way."""
+    adapter = adapter_of(kind, tmp_path / "mcore")
+    stacked = read_tensors(adapter / "iter_0000007")
+    beside = {"decoder.layers.0.mlp.linear_fc2.weight": torch.zeros(48, 48)}
+    config = json.loads((adapter / "peft_config.json").read_text())
+    by_layer = save(tmp_path / "by-layer", per_layer(stacked) | beside, **config)
+    do(ImportSpec(source=str(base), target=str(tmp_path / "base"), layer_keys="per-layer"), warm_model_configs)
+    hf = merge(base, tmp_path / "hf", adapter)
+
+    for number, (one, other) in enumerate([(tmp_path / "base", adapter), (tmp_path / "base", by_layer)]):
+        identical(merge(one, tmp_path / str(number), other), hf)
+    exports = [export(one, tmp_path / f"peft-{one.name}", tmp_path / "base") for one in (adapter, by_layer)]
+    identical(*(load_file(one / "adapter_model.safetensors") for one in exports))
+    written = merge(
+        base, tmp_path / "out", adapter, socket=warm_model_configs, to="megatron", layer_keys="per-layer", **CHECKED
+    )
+    merged = merge(tmp_path / "base", tmp_path / "plain", adapter, socket=warm_model_configs, to="megatron")
+    identical(written, per_layer(merged))
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one for all experts", "one each"])

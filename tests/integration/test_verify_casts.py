@@ -15,6 +15,7 @@ from tests.llama_folder import write_llama
 from worker.handlers.context import Answer, Prepared
 from worker.jobs.errors import BadInputError
 from worker.jobs.spec import ExportSpec, ImportSpec, VerifySpec
+from worker.jobs.spec_fields import LayerKeys
 from worker.jobs.state import LogitsFigures, VerifyResult
 
 LAYERS, HEADS = 4, 4
@@ -103,11 +104,13 @@ def test_a_plain_cast_passes_and_says_what_rounding_did(
         assert "once the weights stored as F32 are rounded" in figures.bar
 
 
+@pytest.mark.parametrize("layer_keys", ["stacked", "per-layer"])
 def test_fp8_and_the_megatron_checkpoint_that_it_was_made_of_say_the_same(
-    model: Path, tmp_path: Path, warm_model_configs: Path
+    model: Path, tmp_path: Path, warm_model_configs: Path, layer_keys: LayerKeys
 ) -> None:
     """Blocks of HF's matrices lie across the rows that Megatron fuses."""
-    mcore = stored(model, tmp_path / "mcore", "bf16", warm_model_configs)
+    mcore = tmp_path / "mcore"
+    do(ImportSpec(source=str(model), target=str(mcore), dtype="bf16", layer_keys=layer_keys), warm_model_configs)
     spec = ExportSpec(source=str(mcore), target=str(tmp_path / "fp8"), quantize="fp8", verify=("logits",))
 
     exported = do(spec, warm_model_configs)

@@ -1,6 +1,9 @@
 """On a rank: what a training run leaves, saved by Megatron's own training program, optimizer and all."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -22,15 +25,22 @@ ITERATION = 10
 
 
 def save_as_trained(
-    root: Path, target: Path, tp_size: int, pp_size: int, optimizer_format: str, described: tuple[str, ...] = ()
+    root: Path,
+    target: Path,
+    tp_size: int,
+    pp_size: int,
+    optimizer_format: str,
+    described: tuple[str, ...] = (),
+    ep_size: int = 1,
+    content: Mapping[str, bool] = MappingProxyType({}),
 ) -> None:
     """The model at `root`, its weights untouched, after a training step at these sizes, saved at `target`.
 
     `optimizer_format` is upstream's name for how a distributed optimizer lays out its state; `described` is the
-    command line that describes the model, if one does.
+    command line that describes the model, if one does; `content` is what a trainer says of the keys that it saves by.
     """
-    with megatron_on("cpu"), NamedAsOnCuda():
-        model = build(root, tp_size, pp_size)
+    with megatron_on("cpu"), NamedAsOnCuda(), content_of_what_is_saved(content):
+        model = build(root, tp_size, pp_size, ep_size=ep_size)
         load(model, root)
         wrapped = DistributedDataParallel(
             model.config, DistributedDataParallelConfig(use_distributed_optimizer=True), model
@@ -39,6 +49,18 @@ def save_as_trained(
         options.dist_ckpt_optim_fully_reshardable = optimizer_format == "fully_reshardable"
         with mock.patch.object(global_vars, "_GLOBAL_ARGS", options):
             checkpointing.save_checkpoint(ITERATION, [wrapped], _stepped_optimizer(wrapped), None, 0)
+
+
+@contextmanager
+def content_of_what_is_saved(content: Mapping[str, bool]) -> Iterator[None]:
+    """Upstream's program has no arguments for these; trainers with one of their own set them."""
+    ordinary = checkpointing._build_sharded_state_dict_metadata
+
+    def more(*arguments: Any, **options: Any) -> dict[str, Any]:
+        return {**ordinary(*arguments, **options), **content}
+
+    with mock.patch.object(checkpointing, "_build_sharded_state_dict_metadata", more):
+        yield
 
 
 def save_as_torch(root: Path, target: Path, tp_size: int, pp_size: int, described: tuple[str, ...]) -> None:

@@ -1,9 +1,11 @@
 """On a rank: what trainers call beside adapters: configs, checkpoints at a path, value heads, frozen routers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import torch
 from megatron.core import parallel_state
@@ -27,6 +29,7 @@ from worker.integration import (
     make_value_model,
     mcore_to_hf,
     merged_adapters,
+    model_checkpoint,
     save_checkpoint,
 )
 
@@ -60,9 +63,9 @@ def configured(root: Path, tp_size: int, pp_size: int, overrides: dict[str, obje
     }
 
 
-def saved(root: Path, target: Path, sizes: Sizes) -> None:
-    """A model after a step, with its optimizer, at an explicit path."""
-    with megatron_here():
+def saved(root: Path, target: Path, sizes: Sizes, content: Mapping[str, bool] = MappingProxyType({})) -> None:
+    """A model after a step, with its optimizer, at an explicit path; its keys as a trainer's own `content` has them."""
+    with megatron_here(), mock.patch.dict(model_checkpoint._CONTENT, content):
         model, optimizer = _stepped(root, sizes)
         save_checkpoint([model], target, optimizer=optimizer, common={"iteration": 7, "note": "kept"})
 

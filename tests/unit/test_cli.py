@@ -63,6 +63,8 @@ def test_without_a_server_the_error_says_what_to_do() -> None:
         ("unheard",),
         ("import", "a", "b", "--iteration", "-1"),
         ("import", "a" * 5000, "b"),
+        ("import", "a", "b", "--layer-keys", "both", "--local"),
+        ("merge", "a", "b", "--adapter", "c", "--layer-keys", "per-layer", "--local"),
         ("import", "a", "b", "--local", "--no-wait"),
         ("import", "a", "b", "--local", "--server", NO_SERVER),
         ("export", "a", "b", "--max-shard-bytes", "lots", "--local"),

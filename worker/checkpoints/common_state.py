@@ -25,6 +25,12 @@ def saved_peft(weights: TorchDistFolder) -> Mapping[str, object] | None:
     return cast("dict[str, object]", found) if isinstance(found, dict) else None
 
 
+def saved_content(weights: TorchDistFolder) -> Mapping[str, object]:
+    """By which keys the model was saved, as its writer says; empty where it says nothing."""
+    found = _common(weights).get("content_metadata")
+    return cast("dict[str, object]", found) if isinstance(found, dict) else {}
+
+
 def common_file(weights: TorchDistFolder) -> Path:
     """The file that holds it."""
     if (weights.folder / _FILE).exists() or _OBJECT not in weights.objects:

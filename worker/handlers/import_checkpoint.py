@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.hf_folder import CONFIG, side_files
@@ -15,6 +16,7 @@ from ..engine.parts import file_bytes_for
 from ..jobs.errors import BadInputError
 from ..jobs.locations import Locations
 from ..jobs.spec import ImportSpec
+from ..jobs.spec_fields import LayerKeys
 from ..mapping.bindings import Model, bindings
 from ..mapping.blocks import Plan
 from ..mapping.extra_states import extra_states
@@ -28,6 +30,8 @@ from .model_configs import MODEL_CONFIG
 
 _HF = "hf"
 _CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+_PER_LAYER = {"non_homogeneous_layers": True}
+"""Megatron's loaders tell a model by the content metadata which keys it asks for."""
 _CHECKPOINT_VERSION = 3.0
 
 
@@ -65,6 +69,7 @@ def prepare(spec: ImportSpec, locations: Locations) -> Conversion:
         beside=side_files(source),
         described_by=(source / CONFIG,),
         padded=padded,
+        layer_keys=spec.layer_keys,
         iteration=spec.iteration,
         part_bytes=spec.part_bytes,
     )
@@ -78,6 +83,7 @@ def into_megatron(
     beside: Mapping[str, Path],
     described_by: tuple[Path, ...],
     padded: int | None = None,
+    layer_keys: LayerKeys = "stacked",
     iteration: int | None = None,
     part_bytes: int | None = None,
 ) -> Conversion:
@@ -86,11 +92,12 @@ def into_megatron(
     `beside` are the HF files that go along, `described_by` the files that say what the tensors mean; `padded` is the
     vocabulary's size in rows, None as it is.
     """
-    plan = plan_import(opened.model, opened.weights.tensors, padded)
+    model = replace(opened.model, layer_keys=layer_keys)
+    plan = plan_import(model, opened.weights.tensors, padded)
     items = items_of(plan, opened.weights)
     folder = iteration_name(iteration)
     files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
-    objects = lay_out_objects(_objects(opened.model, iteration), folder)
+    objects = lay_out_objects(_objects(model, iteration), folder)
     index = index_files(items, files, objects)
     carried = {f"{_HF}/{name}": path for name, path in beside.items()}
     small = {f"{folder}/{name}": data for name, data in index.items()}
@@ -102,7 +109,7 @@ def into_megatron(
         kind="import",
         source=source,
         target=target,
-        model=opened.model,
+        model=model,
         weights=opened.weights,
         plan=plan,
         items=items,
@@ -123,15 +130,17 @@ def _sources_of(plan: Plan) -> set[str]:
 def _objects(model: Model, iteration: int | None) -> dict[str, object]:
     """What Megatron's loaders expect beside tensors."""
     states: dict[str, object] = {key: [None] for key in extra_states(model.family.model, bindings(model))}
-    return {**states, **common_state(iteration)}
+    return {**states, **common_state(iteration, layer_keys=model.layer_keys)}
 
 
-def common_state(iteration: int | None, more: Mapping[str, object] | None = None) -> dict[str, object]:
+def common_state(
+    iteration: int | None, more: Mapping[str, object] | None = None, *, layer_keys: LayerKeys = "stacked"
+) -> dict[str, object]:
     """What all ranks share, and `more`. No `args`: partial ones fail a load, none are fine."""
     common = {
         "checkpoint_version": _CHECKPOINT_VERSION,
         "iteration": iteration or 0,
-        "content_metadata": _CONTENT_METADATA,
+        "content_metadata": {**_CONTENT_METADATA, **(_PER_LAYER if layer_keys == "per-layer" else {})},
         **(more or {}),
     }
     return {"common_state/shard_0_1": [common]}

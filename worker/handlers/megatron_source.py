@@ -1,6 +1,6 @@
 """A Megatron checkpoint opened for reading: its model, and the HF tensors that it comes to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.cast_source import CastSource
@@ -10,6 +10,7 @@ from ..engine.convert import refuse_nonzero
 from ..jobs.spec import DType
 from ..mapping.bindings import held_in_fp32
 from ..mapping.blocks import Plan
+from ..mapping.layer_sets import layer_keys_among
 from ..mapping.plan import plan_export
 from .described import Described, describe
 from .hf_source import STORED
@@ -40,6 +41,7 @@ def open_checkpoint(source: Path, hf_config: Path | None, dtype: DType | None = 
     saved = open_saved(folder, allow_pickle=allow_pickle)
     described = describe(hf_config, source, folder, args_of(saved))
     weights = weights_of(saved, described.model)
+    described = replace(described, model=replace(described.model, layer_keys=layer_keys_among(weights.tensors)))
     if dtype is not None:
         weights = CastSource.of(weights, STORED[dtype], held_in_fp32(described.model))
     plan = plan_export(described.model, weights.tensors)

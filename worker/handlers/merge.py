@@ -163,7 +163,13 @@ def _to_megatron(
 ) -> Conversion:
     hf = HFSource(model=opened.model, weights=merged, config_json=opened.config_json)
     made = into_megatron(
-        hf, source, target, beside=opened.carried, described_by=opened.described_by, part_bytes=spec.part_bytes
+        hf,
+        source,
+        target,
+        beside=opened.carried,
+        described_by=opened.described_by,
+        layer_keys=spec.layer_keys,
+        part_bytes=spec.part_bytes,
     )
     return replace(made, kind="merge", touched=touched)
 

@@ -1,7 +1,7 @@
 """The base of a merge: HF folder or Megatron checkpoint, opened as HF tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..adapters.base_tensors import BaseTensors
@@ -32,6 +32,7 @@ class OpenedBase:
     """A base, and the HF files that go with it."""
 
     model: Model
+    """As its config tells it, whatever the base's own keys are."""
     base: Base
     config_json: bytes | None
     """None where config.json is among the carried files and says what is so."""
@@ -79,7 +80,7 @@ def _megatron(source: Path, hf_config: Path | None, spec: MergeSpec, *, allow_pi
     described = precise.described
     config = plain_config(described.model, plain.weights, spec.dtype)
     return OpenedBase(
-        model=described.model,
+        model=replace(described.model, layer_keys="stacked"),
         base=_base(described.model, _as_hf(precise), _as_hf(plain)),
         config_json=described.config_json if config is None else as_json(config),
         carried=described.carried,

@@ -6,6 +6,7 @@ from typing import assert_never
 
 from ..checkpoints.common_state import common_files, saved_args
 from ..checkpoints.legacy_torch import LegacyShards
+from ..checkpoints.singleton_shards import SingletonShards, has_singletons
 from ..checkpoints.source import Source
 from ..checkpoints.torch_dist import METADATA, TorchDistFolder
 from ..engine.reading import same_bytes
@@ -53,7 +54,7 @@ def weights_of(saved: SavedWeights, model: Model) -> Source:
     """The tensors, by the names that `torch_dist` has for them."""
     match saved:
         case TorchDistFolder():
-            return saved
+            return SingletonShards.of(saved) if has_singletons(saved.tensors) else saved
         case LegacyShards():
             merged = saved.merged(stacked=one_stack(model.mcore))
             if not model.mcore.get("share_embeddings_and_output_weights") or _OUTPUT not in merged.tensors:

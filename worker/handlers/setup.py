@@ -20,7 +20,7 @@ from ..integration.peft import Peft, supported_targets
 from ..jobs.errors import BadInputError, ConflictError
 from ..jobs.locations import Locations
 from ..jobs.setup_spec import PeftSettings, SetupSpec
-from ..jobs.spec_fields import DType
+from ..jobs.spec_fields import DType, LayerKeys
 from ..jobs.spec_sources import refuse_target
 from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
@@ -226,7 +226,7 @@ def _fresh_adapter(peft: Peft | None, spec: SetupSpec, base: SetupBase, trainer_
         return _Adapter()
     folder = f"{_ADAPTER}/{RELEASE}"
     files = lay_out_items(items, folder, file_bytes_for(sum(item.nbytes for item in items)))
-    objects = lay_out_objects(_common(peft), folder)
+    objects = lay_out_objects(_common(peft, base.model.layer_keys), folder)
     return _Adapter(
         tasks=tuple(map(_task, items)),
         items=items,
@@ -245,10 +245,10 @@ def _task(item: Item) -> Task:
     return Task(target=Address(item.name, item.index), dtype=item.dtype, shape=item.shape, stack=item.stack, blocks=())
 
 
-def _common(peft: Peft) -> dict[str, object]:
+def _common(peft: Peft, layer_keys: LayerKeys) -> dict[str, object]:
     """What `load_peft_adapter_checkpoint` compares: a wrong alpha would scale silently."""
     described = {"type": peft.type, "dim": peft.dim, "alpha": peft.alpha, "target_modules": list(peft.targets)}
-    return common_state(None, {"peft": described})
+    return common_state(None, {"peft": described}, layer_keys=layer_keys)
 
 
 def _checked(peft: PeftSettings) -> Peft:

@@ -92,9 +92,19 @@ def open_setup_base(spec: SetupSpec, source: Path, target: Path, locations: Loca
         if spec.base not in ("auto", "import"):
             raise _no_such_base(spec, "an HF checkpoint", "import")
         return _again(_imported(spec, source, target, open_hf(source, spec.dtype), "imported"), spec, target)
-    if spec.base == "import" or spec.dtype is not None:
-        raise _no_such_base(spec, "a Megatron checkpoint, whose bytes are shared as they are", "link or reference")
+    if (field := _for_hf_alone(spec)) is not None:
+        found = "a Megatron checkpoint, whose bytes are shared as they are"
+        raise _no_such_base(spec, found, "link or reference", field)
     return _megatron(spec, source, target, locations)
+
+
+def _for_hf_alone(spec: SetupSpec) -> str | None:
+    """A field that asks for weights that are written."""
+    if spec.base == "import":
+        return "base import"
+    if spec.dtype is not None:
+        return f"dtype {spec.dtype}"
+    return None if spec.layer_keys == "stacked" else f"layer_keys {spec.layer_keys}"
 
 
 def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way: Way) -> SetupBase:
@@ -104,6 +114,7 @@ def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way
         target,
         beside=side_files(source),
         described_by=(source / CONFIG,),
+        layer_keys=spec.layer_keys,
         part_bytes=spec.part_bytes,
     )
     seed = spec.seed if way == "drawn" else None
@@ -267,11 +278,10 @@ def _iteration_of(folder: Path) -> int | None:
     return int(number) if number.isdecimal() and iteration_name(int(number)) == folder.name else None
 
 
-def _no_such_base(spec: SetupSpec, found: str, expected: str) -> BadInputError:
-    asked = f"dtype {spec.dtype}" if spec.dtype is not None and spec.base != "import" else f"base {spec.base}"
+def _no_such_base(spec: SetupSpec, found: str, expected: str, field: str | None = None) -> BadInputError:
     return BadInputError(
         "bad_request",
-        f"spec field {asked}",
+        f"spec field {field or f'base {spec.base}'}",
         found=f"{found} as source",
         expected=expected,
         next_step="Change or leave out the field, or name another source.",

@@ -11,8 +11,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import nn
 
 from .adapting import add_adapters, is_adapter_key, mark_saved_parameters, saved_keys
+from .checkpoint_names import content_of, keys_of
 from .chunks import chunks_of
 from .model_checkpoint import (
+    asking,
     generate_model_state_dict,
     load_sections,
     read,
@@ -104,8 +106,10 @@ def load_peft_adapter_checkpoint(
     An adapter key that the checkpoint lacks is upstream's error. `strict` asks that every key of the model be there,
     the base's too. KeyError where several chunks' sections lack; ValueError where rank, alpha or type were others.
     """
-    state: dict[str, Any] = dict(adapter_state_dict(model, model_sd_kwargs, ckpt_format, pg_collection=pg_collection))
-    loaded = read(state, Path(path), load_strategy or strategy_for(fully_parallel_load, pg_collection))
+    keys = keys_of(Path(path))
+    asked = {**asking(content_of(Path(path), keys), pg_collection), **(model_sd_kwargs or {})}
+    state: dict[str, Any] = dict(adapter_state_dict(model, asked, ckpt_format, pg_collection=pg_collection))
+    loaded = read(state, Path(path), keys, load_strategy or strategy_for(fully_parallel_load, pg_collection))
     _refuse_other(loaded.get("peft"), peft, Path(path))
     load_sections(model, loaded, strict=strict)
 

@@ -1,12 +1,18 @@
 """Keys of a checkpoint: upstream's two layer specs name some norms differently; trainers use Transformer Engine's."""
 
+# Megatron-Core leaves half of its functions without types: that is not ours to report.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from megatron.core.dist_checkpointing.mapping import ShardedBase
-from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+from megatron.core.dist_checkpointing.serialization import load_content_metadata, load_sharded_metadata
 
+from ..mapping.layer_sets import layer_keys_among
+
+_OF_KEYS = ("singleton_local_shards", "non_homogeneous_layers")
 _TRANSFORMER_ENGINE_NAMES = (
     (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
     (".self_attention.q_layernorm.", ".self_attention.linear_q_up_proj.layer_norm_"),
@@ -31,3 +37,14 @@ def use_saved_names(values: Iterable[Any], keys: Collection[str]) -> None:
 def keys_of(path: Path) -> frozenset[str]:
     """Every tensor's and object's key of a checkpoint folder."""
     return frozenset(value.key for value in load_sharded_metadata(str(path)).values())
+
+
+def content_of(path: Path, keys: Iterable[str]) -> dict[str, bool]:
+    """What decides by which keys a model is saved, as a checkpoint's metadata says and its `keys` tell."""
+    said = load_content_metadata(str(path)) or {}
+    return {**{name: bool(said[name]) for name in _OF_KEYS if name in said}, **content_among(keys)}
+
+
+def content_among(keys: Iterable[str]) -> dict[str, bool]:
+    """The same, as far as keys alone tell it."""
+    return {"non_homogeneous_layers": True} if layer_keys_among(keys) == "per-layer" else {}

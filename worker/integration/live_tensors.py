@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..jobs.errors import InternalError
 from ..mapping.blocks import Address
 from .adapting import is_adapter_key
-from .checkpoint_names import saved_name
+from .checkpoint_names import content_among, saved_name
 from .chunks import chunks_of, stage_of
-from .model_checkpoint import generate_model_state_dict
+from .model_checkpoint import asking, generate_model_state_dict
 from .value_model import is_value_head
 
 
@@ -49,7 +49,8 @@ def live_shards(
 
     Adapters and value heads, which no HF model has, are left out.
     """
-    sections = generate_model_state_dict(model, pg_collection=pg_collection)
+    asked = asking(content_among(names), pg_collection)
+    sections = generate_model_state_dict(model, asked, pg_collection=pg_collection)
     stages = map(stage_of, chunks_of(model))  # DDP has other things named `buffers`
     for chunk, section in zip(stages, sections.values(), strict=True):
         memory = {tensor.untyped_storage().data_ptr() for tensor in (*chunk.parameters(), *chunk.buffers())}

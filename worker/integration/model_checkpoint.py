@@ -3,7 +3,7 @@
 # Megatron-Core leaves half of its functions without types: that is not ours to report.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed, nn
 
-from .checkpoint_names import keys_of, use_saved_names
+from .checkpoint_names import content_of, keys_of, use_saved_names
 from .chunks import chunks_of, stage_of
 from .direct_load import DirectLoadStrategy
 
@@ -81,12 +81,14 @@ def load_checkpoint(
     All ranks take part. Keys that differ are an error of `load_state_dict` where `strict`. `load_strategy` is one of
     upstream's or `DirectLoadStrategy()`, which is the default.
     """
-    state: dict[str, Any] = dict(generate_model_state_dict(model, pg_collection=pg_collection))
+    keys = keys_of(Path(path))
+    asked = asking(content_of(Path(path), keys), pg_collection)
+    state: dict[str, Any] = dict(generate_model_state_dict(model, asked, pg_collection=pg_collection))
     if optimizer is not None:
-        metadata = _optimizer_metadata(pg_collection)
+        metadata = {**_optimizer_metadata(pg_collection), **asked["metadata"]}
         state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=True, metadata=metadata)
     strategy = load_strategy or strategy_for(fully_parallel_load, pg_collection)
-    loaded = read(state, Path(path), strategy)
+    loaded = read(state, Path(path), keys, strategy)
     load_sections(model, loaded, strict=strict)
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
@@ -102,9 +104,15 @@ def write(state: dict[str, Any], path: Path) -> None:
     dist_checkpointing.save(state, str(path), content_metadata=_CONTENT)
 
 
-def read(state: dict[str, Any], path: Path, strategy: Any = None) -> dict[str, Any]:
-    """What `state` asks for, and a checkpoint's common values; keys as either of upstream's layer specs has them."""
-    use_saved_names(nested_values(state), keys_of(path))
+def asking(content: Mapping[str, bool], pg_collection: ProcessGroupCollection | None = None) -> dict[str, Any]:
+    """Arguments of `sharded_state_dict` with which a model asks for the keys of a checkpoint of this content."""
+    groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
+    return {"metadata": {**_CONTENT, **content, "dp_cp_group": groups.dp_cp}}
+
+
+def read(state: dict[str, Any], path: Path, keys: Collection[str], strategy: Any = None) -> dict[str, Any]:
+    """What `state` asks for, and a checkpoint's common values; `keys` are as one of upstream's layer specs has them."""
+    use_saved_names(nested_values(state), keys)
     loaded = dist_checkpointing.load(state, str(path), strategy)
     return cast("dict[str, Any]", loaded)
 

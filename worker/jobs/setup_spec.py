@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from .spec_fields import LEAST_PART_BYTES, DType, Flag, Location, Real, Spec, Whole
+from .spec_fields import LEAST_PART_BYTES, DType, Flag, LayerKeys, Location, Real, Spec, Whole
 
 ProfileName = Literal["megatron-lm", "megatron-bridge", "verl", "slime", "nemo-rl"]
 """The trainer."""
@@ -94,6 +94,8 @@ class SetupSpec(Spec):
     hf_config: Location | None = None
     """A folder with config.json and tokenizer, for a Megatron checkpoint that has no `hf/` beside it."""
     dtype: DType | None = None
+    layer_keys: LayerKeys = "stacked"
+    """Of weights that are written; a Megatron checkpoint's are as they are."""
     peft: PeftSettings | None = None
     ddp: DdpSettings = DdpSettings()
     sequence_length: Whole | None = Field(default=None, ge=1, le=10**8)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from .setup_spec import SetupSpec
-from .spec_fields import LEAST_PART_BYTES, LEAST_SHARD_BYTES, DType, Flag, Location, Real, Spec, Whole
+from .spec_fields import LEAST_PART_BYTES, LEAST_SHARD_BYTES, DType, Flag, LayerKeys, Location, Real, Spec, Whole
 
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
@@ -42,6 +42,7 @@ class ImportSpec(Spec):
     dtype: DType | None = None
     vocab_padding: Whole | None = Field(default=None, ge=1, le=4096)
     """The tensor-parallel size for which the vocabulary is written padded, with zeros; None: as it is."""
+    layer_keys: LayerKeys = "stacked"
     part_bytes: Whole | None = Field(default=None, ge=LEAST_PART_BYTES)
     verify: tuple[Check, ...] = ()
     on_exists: OnExists = "error"
@@ -96,6 +97,7 @@ class MergeSpec(Spec):
     seed: Whole = Field(default=0, ge=0)
     """Of what `dare_linear` and `dare_ties` drop."""
     to: Literal["hf", "megatron"] = "hf"
+    layer_keys: LayerKeys = "stacked"
     rounding: Literal["exact", "peft"] = "exact"
     """Once, after all sums in fp32; or as PEFT rounds, adapter by adapter, each product to its factors' dtype first."""
     dequantize: Flag = False

@@ -22,6 +22,10 @@ DType = Literal["bf16", "fp16", "fp32"]
 """What tensors are cast to; each is rounded once. None: as they are stored, quantized ones as the config says."""
 
 
+LayerKeys = Literal["stacked", "per-layer"]
+"""Of a decoder whose layers are alike: one tensor for all, or one a layer, which Megatron plans to load much faster."""
+
+
 class Spec(BaseModel):
     """Frozen, and closed to fields that it does not name."""
 

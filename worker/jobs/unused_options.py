@@ -41,6 +41,8 @@ def _of_merge(spec: MergeSpec) -> None:
         raise _unused("seed", f"{spec.seed}, {beside}, which draws nothing", _with(_DROPPING))
     if spec.max_shard_bytes is not None and spec.to != "hf":
         raise _unused("max_shard_bytes", f"{spec.max_shard_bytes}, and to: {spec.to}", "it together with to: hf")
+    if spec.layer_keys != "stacked" and spec.to != "megatron":
+        raise _unused("layer_keys", f"{spec.layer_keys}, and to: {spec.to}", "it together with to: megatron")
     if "logits" in spec.verify and (spec.combine, spec.rounding) != ("sequential", "exact"):
         raise BadInputError(
             "bad_request",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ..jobs.errors import InternalError
+from ..jobs.spec_fields import LayerKeys
 from .blocks import Address, Permutation
 from .family import Family
 from .layer_sets import one_stack
@@ -55,6 +56,13 @@ class Model:
     family: Family
     hf: Record
     mcore: Record
+    layer_keys: LayerKeys = "stacked"
+    """Of its Megatron checkpoint. Layers that are not alike have keys of their own in any case."""
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether one Megatron tensor holds all decoder layers."""
+        return self.layer_keys == "stacked" and one_stack(self.mcore)
 
     @property
     def sizes(self) -> Sizes:
@@ -132,7 +140,7 @@ class _Place:
 
 def _places(rule: Rule | Fill, per_layer: bool, per_expert: bool, model: Model, sizes: Sizes) -> Iterator[_Place]:
     layers = rule.layers(model.mcore) if per_layer else ((None, None),)
-    stacked = one_stack(model.mcore)
+    stacked = model.is_stacked
     for hf_layer, mcore_layer in layers:
         for expert in range(sizes[_EXPERTS]) if per_expert else (None,):
             yield _Place(hf_layer=hf_layer, mcore_layer=mcore_layer, expert=expert, sizes=sizes, one_stack=stacked)

@@ -1,11 +1,14 @@
 """Which layers a rule speaks of: pairs of HF's layer number and Megatron's."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import cast
 
+from ..jobs.spec_fields import LayerKeys
 from .record import Record
 
 _MOST_LAYERS = 100_000
+_OF_ONE_LAYER = re.compile(r"decoder\.layers\.\d+\.")
 
 LayerPairs = tuple[tuple[int, int], ...]
 """(HF's number, Megatron's number)."""
@@ -55,7 +58,17 @@ def moe_pattern(values: Record) -> tuple[bool, ...]:
     return tuple(layer % every == 0 for layer in range(layers))
 
 
+def layer_keys_among(names: Iterable[str]) -> LayerKeys:
+    """What a checkpoint holds: its writer may have asked for keys of their own for layers that are alike."""
+    return "per-layer" if any(map(_OF_ONE_LAYER.match, names)) else "stacked"
+
+
 def one_stack(values: Record) -> bool:
-    """Megatron keeps one tensor for all decoder layers, not one a layer (`TransformerBlock.sharded_state_dict`)."""
+    """Megatron keeps one tensor for all decoder layers, not one a layer, unless its writer asks for the latter.
+
+    Source: `TransformerBlock.sharded_state_dict`.
+    """
     frequencies = (values.get("moe_layer_freq"), values.get("linear_attention_freq"))
+    if values.get("hetereogenous_dist_checkpoint"):
+        return False
     return values.get("hybrid_layer_pattern") is None and all(value in (None, 1) for value in frequencies)

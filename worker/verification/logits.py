@@ -230,11 +230,12 @@ def _load(model: Any, folder: Path) -> None:
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+    from ..integration.checkpoint_names import content_of
+
     checkpointing: Any = dist_checkpointing
-    metadata = checkpointing.load_content_metadata(str(folder))
-    state: dict[str, Any] = {"model": model.sharded_state_dict(metadata=metadata)}
+    keys = FileSystemReader(folder).read_metadata().state_dict_metadata
+    state: dict[str, Any] = {"model": model.sharded_state_dict(metadata=content_of(folder, keys))}
     if model.config.transformer_impl == "local":
-        keys = FileSystemReader(folder).read_metadata().state_dict_metadata
         every: Any = nested_values
         for value in every(state):
             others = (value.key.replace(local, other) for local, other in _TRANSFORMER_ENGINE_NAMES)

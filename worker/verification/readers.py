@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from ..checkpoints.singleton_shards import Pieces, pieces_of
 from ..jobs.errors import BadInputError
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -127,10 +128,14 @@ class SafetensorsReader:
 
 @dataclass(slots=True)
 class TorchDistReader:
-    """An iteration folder, by the index as torch reads it, each item by `torch.load`."""
+    """An iteration folder, by the index as torch reads it, each item by `torch.load`.
+
+    What `singleton_local_shards` saved in pieces is read whole.
+    """
 
     folder: Path
     _metadata: Any = field(init=False)
+    _pieces: Pieces = field(init=False)
     _items: "OrderedDict[tuple[str, int], torch.Tensor]" = field(
         default_factory=lambda: OrderedDict[tuple[str, int], torch.Tensor](), init=False
     )
@@ -142,8 +147,14 @@ class TorchDistReader:
             if index.offset is not None:
                 found.setdefault(index.fqn, {})[tuple(index.offset)] = info
         self._metadata.by_name = found
+        self._pieces = pieces_of(found)
 
     def read(self, name: str, index: tuple[int, ...]) -> torch.Tensor:
+        if name in self._metadata.by_name:
+            return self._stored(name, index)
+        return torch.cat([self._stored(key, ()) for key in self._pieces[name][index]])
+
+    def _stored(self, name: str, index: tuple[int, ...]) -> torch.Tensor:
         entry = self._metadata.state_dict_metadata[name]
         lead = len(index)
         whole = torch.empty(tuple(entry.size)[lead:], dtype=entry.properties.dtype)

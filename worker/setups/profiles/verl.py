@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from ...checkpoints.iterations import RELEASE
+from ...mapping.layer_sets import one_stack
 from ..ddp_values import ddp_values
 from ..peft_values import peft_values
 from ..profile import Profile, ReadKey
@@ -103,6 +104,10 @@ def _refuse(run: TrainerRun) -> None:
     if run.peft is not None and run.hf_weights is None:
         next_step = "Set up from the HF folder: with adapters verl loads the base from HF weights alone."
         raise no_setting(_TRAINER, "spec field peft without HF weights", run.peft.type, next_step)
+    if run.peft is None and one_stack(run.model.mcore) and not run.model.is_stacked:
+        # Its `load_mcore_dist_weights` asks for a model's keys without the checkpoint's content metadata.
+        next_step = "Set up from the HF folder, with `layer_keys: stacked`."
+        raise no_setting(_TRAINER, "keys of the base's layers", "one a layer", next_step)
     refuse_exclusions(run, _TRAINER)
 
 
