@@ -1,9 +1,12 @@
 """Arithmetic against torch's own: dequantization, casts and quantization, bit for bit, however they are cut."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -320,6 +323,27 @@ def test_a_weight_with_an_infinity_is_not_quantized() -> None:
 
     with pytest.raises(BadInputError, match="infinite or no number"):
         read_extent(codes)
+
+
+def test_loops_are_compiled_where_there_is_no_place_to_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba raises RuntimeError there, at once."""
+    njit = numba.njit
+
+    def refuses(*arguments: Any, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*arguments, **options)
+
+    monkeypatch.setattr(numba, "njit", refuses)
+    spec = importlib.util.find_spec("worker.engine.loops")
+    assert spec is not None
+    assert spec.loader is not None
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    made = np.empty((1, 4), np.uint16)
+    anew.to_halves(np.full((1, 4), 0x38, np.int8), np.full((1, 1), 2, np.float32), 0, (128, 128), made)
+
+    assert made.tolist() == [[0x4000] * 4]
 
 
 def examples() -> Iterator[Computed]:
