@@ -17,7 +17,9 @@ def weighted(typed: str) -> tuple[str, float]:
 
 def no_weight(typed: str) -> bool:
     """Whether `PATH:WEIGHT` must have been meant and WEIGHT is no number: a folder of this machine is before it."""
-    path, colon, _ = typed.rpartition(":")
+    path, colon, weight = typed.rpartition(":")
+    if _ROOTED.match(typed) and not re.match(r"[-+.\d]", weight):
+        return False
     return bool(colon) and weighted(typed)[0] == typed and not Path(typed).exists() and Path(path).is_dir()
 
 

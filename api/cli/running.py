@@ -100,6 +100,12 @@ class JobOptions:
     server: Server = None
     asks: Asks
 
+    def refuse_beside_plan(self) -> None:
+        """BadParameter for what a job that is only planned has no use for."""
+        unused = [*self.asks.given(), *(["no_wait"] if self.no_wait else [])]
+        if unused:
+            raise typer.BadParameter(f"--plan does nothing; {', '.join(unused)} would be for a job that runs")
+
 
 def size_of(text: str) -> int:
     """Bytes, as people write them."""
@@ -131,6 +137,7 @@ def convert(spec: JobSpec, here: LocalOptions, options: JobOptions) -> None:
     """Plan the job, hand it in, or see it to its end."""
     place = place_of(here, options.server, options.asks)
     if options.plan:
+        options.refuse_beside_plan()
         found = plan_of(spec, place)
         print_json(found)
         refuse_without_room(found)

@@ -188,6 +188,7 @@ def setup(
             raise typer.BadParameter("--verbose is for --plan, which shows what goes into each tensor")
         convert(spec, here, job)
         return
+    job.refuse_beside_plan()
     found = plan_of(spec, place_of(here, job.server, job.asks))
     print_json(in_order(found, verbose=written.verbose))
     refuse_without_room(found)

@@ -1,9 +1,14 @@
 """The trainers' wheel stands alone: built, installed and imported where nothing of the service is."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -30,6 +35,29 @@ GEMMA3 = {
 }
 
 pytestmark = pytest.mark.slow
+
+
+def test_whatever_it_imports_is_among_its_dependencies() -> None:
+    """The environment of these tests has all of the service's, so that nothing else would notice."""
+    folder = PROJECT / "ops" / "trainer-wheel"
+    described = tomllib.loads((folder / "pyproject.toml").read_text())
+    rooms = [folder / path for path in described["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]]
+    files = [file for room in rooms for file in ([room] if room.is_file() else room.rglob("*.py"))]
+
+    wanted = {name for file in files for name in imported(file)} - sys.stdlib_module_names
+    modules = packages_distributions()
+    given = {re.split("[<>=]", text)[0] for text in described["project"]["dependencies"]}
+
+    assert {"torch", "numba"} < wanted
+    assert {name for name in wanted if not given & {found.lower() for found in modules[name]}} == {"pydantic_core"}
+
+
+def imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            yield node.module.split(".")[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What every job store must do beyond one attempt: history, retry, dependencies, GPUs, disks, parts, retention."""
 
+import json
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from worker.dispatch.embedded_broker import EmbeddedBroker
 from worker.jobs.errors import BadInputError, ConflictError, InternalError, NotFoundError, TransientError
 from worker.jobs.memory_store import MemoryStore
 from worker.jobs.slots import WorkerSlot
-from worker.jobs.spec import ConfigSpec, ImportSpec, JobRequest
+from worker.jobs.spec import ConfigSpec, ExportSpec, ImportSpec, JobRequest
 from worker.jobs.state import SCHEMA_VERSION, Cancelled, ConfigResult, Failed, Progress, Queued, Running, Succeeded
 from worker.jobs.store import Broken, Claim, Done, JobFilter, JobStore, Limits, Lost, Postponed, Stopped, WakeUp
 from worker.jobs.waiting import Waiting, WaitsForDevices, WaitsForDisk, WaitsForJobs, WaitsForRetry, WaitsForSlot
@@ -433,6 +434,28 @@ def test_a_record_of_a_newer_version_is_refused_and_left_alone(broker: EmbeddedB
 
         assert caught.value.info.code == "newer_record"
         assert redis.hget("ferry:job:job_1", "state") == "queued"
+
+
+def test_a_record_that_nobody_can_read_is_an_error_of_its_job_alone(broker: EmbeddedBroker) -> None:
+    store = RedisStore.from_url(broker.url)
+    store.submit("job_1", CONFIG)
+    with connect(broker.url) as redis:
+        redis.hset("ferry:job:job_1", "request", json.dumps({"spec": {"kind": "unheard"}}))
+
+    with pytest.raises(InternalError) as caught:
+        store.get("job_1")
+
+    assert caught.value.info.code == "unreadable_record"
+    assert "job_1" in caught.value.info.thing
+
+
+def test_what_was_accepted_before_it_was_refused_is_read(broker: EmbeddedBroker) -> None:
+    store = RedisStore.from_url(broker.url)
+    spec = {"kind": "export", "source": "data:a", "target": "data:b", "max_shard_bytes": 1}
+
+    store.submit("job_1", JobRequest.model_validate({"spec": spec}))
+
+    assert store.get("job_1").request.spec == ExportSpec(source="data:a", target="data:b", max_shard_bytes=1)
 
 
 def test_records_of_version_1_are_read_and_their_jobs_run(broker: EmbeddedBroker) -> None:

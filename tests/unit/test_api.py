@@ -207,7 +207,8 @@ def test_a_request_that_cannot_be_taken_is_a_problem_document(
         (body() | {"memory_bytes": 5}, "request field memory_bytes", "5", "a number of at least 67,108,864"),
         (body(source=None), "request field spec.source", "null", "text"),
         (body(source="a\nb"), "request field spec.source", "'a\\nb'", "text without control characters"),
-        (body(kind="export", max_shard_bytes=1), "request field spec.max_shard_bytes", "1", "at least 16,384"),
+        (body(kind="export", max_shard_bytes=1), "spec field max_shard_bytes", "1", "at least 16,384"),
+        (body(kind="export", max_shard_bytes=0), "request field spec.max_shard_bytes", "0", "above 0"),
         (
             body(kind="setup", parallelism={"tp_size": True}),
             "request field spec.parallelism.tp_size",

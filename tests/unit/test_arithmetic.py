@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Run, Span
+from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Run, Span, Zeros
 from worker.checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
 from worker.engine.arithmetic import compute
 from worker.engine.block_fp8 import fp8_values
-from worker.engine.computed import merged, pieces
+from worker.engine.computed import import_loops, merged, pieces
 from worker.engine.gpu_arithmetic import Device
 from worker.engine.parts import split
 from worker.engine.reading import SourceFiles, read_extent
@@ -325,13 +326,17 @@ def test_a_weight_with_an_infinity_is_not_quantized() -> None:
         read_extent(codes)
 
 
-def test_loops_are_compiled_where_there_is_no_place_to_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numba raises RuntimeError there, at once."""
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("cannot cache function: no locator available"), EOFError("Ran out of input"), OSError(28, "full")],
+    ids=["no place", "a spoilt file", "a full disk"],
+)
+def test_loops_are_compiled_where_they_cannot_be_kept(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     njit = numba.njit
 
     def refuses(*arguments: Any, cache: bool = False, **options: Any) -> Any:
         if cache:
-            raise RuntimeError("cannot cache function: no locator available")
+            raise error
         return njit(*arguments, **options)
 
     monkeypatch.setattr(numba, "njit", refuses)
@@ -344,6 +349,23 @@ def test_loops_are_compiled_where_there_is_no_place_to_keep_them(monkeypatch: py
     anew.to_halves(np.full((1, 4), 0x38, np.int8), np.full((1, 1), 2, np.float32), 0, (128, 128), made)
 
     assert made.tolist() == [[0x4000] * 4]
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "permuted", "operand"])
+def test_loops_are_imported_before_processes_are_forked(monkeypatch: pytest.MonkeyPatch, wrapped: str) -> None:
+    made = fp8_weight(128, 128, "BF16")[0]
+    extents: dict[str, Extent] = {
+        "plain": made,
+        "permuted": Permuted((made,), (128, 128), (1, 0), 2),
+        "operand": Computed(Cast("BF16", "F32"), (Operand((made,), 256),), 0, 128, 512),
+    }
+    monkeypatch.delitem(sys.modules, "worker.engine.loops")
+    monkeypatch.delattr("worker.engine.loops")
+
+    import_loops([Zeros(1)])
+    assert "worker.engine.loops" not in sys.modules
+    import_loops([extents[wrapped]])
+    assert "worker.engine.loops" in sys.modules
 
 
 def examples() -> Iterator[Computed]:

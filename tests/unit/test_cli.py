@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from api.cli.failure import reading_arguments
-from api.cli.locations import as_sent, weighted
+from api.cli.locations import as_sent, no_weight, weighted
 from api.cli.setup_fields import setup_spec
 from api.cli.sizes import show_size
 from api.cli.tables import show_age
@@ -66,6 +66,9 @@ def test_without_a_server_the_error_says_what_to_do() -> None:
         ("import", "a", "b", "--layer-keys", "both", "--local"),
         ("merge", "a", "b", "--adapter", "c", "--layer-keys", "per-layer", "--local"),
         ("import", "a", "b", "--local", "--no-wait"),
+        ("import", "a", "b", "--plan", "--no-wait"),
+        ("export", "a", "b", "--plan", "--priority", "high"),
+        ("setup", "a", "b", "--profile", "verl", "--plan", "--timeout", "5"),
         ("import", "a", "b", "--local", "--server", NO_SERVER),
         ("export", "a", "b", "--max-shard-bytes", "lots", "--local"),
         ("merge", "a", "b", "--local"),
@@ -124,6 +127,19 @@ def test_a_number_after_the_last_colon_is_a_weight(tmp_path: Path, monkeypatch: 
     assert weighted("data:adapter") == ("data:adapter", 1.0)
     assert weighted("data:adapter:2") == ("data:adapter", 2.0)
     assert weighted("a:2") == ("a:2", 1.0)
+
+
+def test_a_word_after_a_folder_and_a_colon_was_meant_as_a_weight_unless_it_is_a_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("models", "run.1"):
+        (tmp_path / name).mkdir()
+
+    assert no_weight("run.1:abc")
+    assert no_weight("models:0.5x")
+    assert not no_weight("models:lora")
+    assert not no_weight("models:0.5")
 
 
 @pytest.mark.parametrize(

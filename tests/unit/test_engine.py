@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.checkpoints.extents import Extent, Literal, Run, Span, Strand, TargetFile, Weave, Zeros
-from worker.engine import convert
+from worker.engine import convert, copy
 from worker.engine.copy import copy_part
 from worker.engine.digests import fold
 from worker.engine.part_queue import ListedParts
@@ -21,6 +21,7 @@ from worker.engine.parts import cut_parts, part_bytes_for, split
 from worker.engine.processes import Copy, CopyOptions, do_parts
 from worker.engine.reading import BUFFER_BYTES, SourceFiles
 from worker.engine.throttle import IoLimit
+from worker.engine.write_behind import begin_writing
 from worker.jobs.errors import BadInputError
 
 
@@ -207,11 +208,12 @@ def test_the_disk_is_asked_to_work_while_bytes_are_written(tmp_path: Path, monke
     (tmp_path / "out").touch()
     (part,) = cut_parts((target("out", Run(tmp_path / "source", 0, size)),), 2 * size)
 
-    def heard(_descriptor: int, start: int, length: int, _advice: int) -> None:
+    def heard(descriptor: int, start: int, length: int) -> None:
+        begin_writing(descriptor, start, length)
         assert (tmp_path / "out").stat().st_size >= start + length
         asked.append((start, start + length))
 
-    monkeypatch.setattr(os, "posix_fadvise", heard)
+    monkeypatch.setattr(copy, "begin_writing", heard)
     copy_part(part, tmp_path / "out", unheard, SourceFiles())
 
     assert asked == [(0, 8 * 2**20), (8 * 2**20, 16 * 2**20)]

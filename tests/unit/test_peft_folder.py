@@ -61,6 +61,22 @@ def test_what_is_no_expression_is_refused_by_its_field(fields: dict[str, Any]) -
         parse_peft_config({**as_saved(), **fields}, "test")
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"target_modules": [1]}, "target_modules.0: found 1, expected text"),
+        ({"target_modules": {"a": 1}}, "target_modules: found {'a': 1}, expected a list"),
+        ({"layers_to_transform": "x"}, "layers_to_transform: found 'x', expected a"),
+    ],
+    ids=str,
+)
+def test_no_type_of_ours_is_named(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        parse_peft_config({**as_saved(), **fields}, "test")
+
+    assert said in str(caught.value)
+
+
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(BadInputError, match="lora_twist: found an unknown field with value 3"):
         parse_peft_config({**as_saved(), "lora_twist": 3}, "test")

@@ -66,6 +66,24 @@ def test_a_piece_that_is_not_there_is_an_error(tmp_path: Path, lost: str) -> Non
         SingletonShards.of(TorchDistFolder.open(tmp_path / "saved"))
 
 
+@pytest.mark.parametrize("beside", ["w", "v", "wv"])
+def test_a_tensor_that_is_there_whole_and_in_pieces_is_an_error(tmp_path: Path, beside: str) -> None:
+    halves = {f"{FC1}_{half}": torch.randn(4, 5) for half in beside}
+    write_tensors(tmp_path / "saved", {FC1: torch.randn(4, 5), **halves})
+
+    with pytest.raises(BadInputError, match="each expert and each half of it once"):
+        SingletonShards.of(TorchDistFolder.open(tmp_path / "saved"))
+
+
+def test_experts_scalars_are_stacked_too(tmp_path: Path) -> None:
+    name = "decoder.layers.0.mlp.experts.experts.{}.linear_fc1.amax"
+    write_tensors(tmp_path / "saved", {name.format(expert): torch.tensor(float(expert)) for expert in range(3)})
+
+    source = SingletonShards.of(TorchDistFolder.open(tmp_path / "saved"))
+
+    assert source.tensors[name.replace("{}.", "")].shape == (3,)
+
+
 def test_a_piece_of_another_form_is_an_error(tmp_path: Path) -> None:
     write_tensors(tmp_path / "saved", {**pieces(), f"{FC1}_v": torch.randn(4, 5).bfloat16()})
 

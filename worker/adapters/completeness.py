@@ -40,9 +40,11 @@ class Completeness:
 
     def refuse_unnamed(self) -> None:
         """BadInputError for factors of a layer that the config does not target: PEFT reads the adapter without them."""
+        # PEFT ties an output layer's factors to its embedding's by itself; why that is refused is said elsewhere.
+        tied = self.base.tied[0] if self.base.tied is not None and self._config.ensure_weight_tying else None
         for module in self.folder.modules:
             name = f"{self.base.stored(module.module)}.weight"
-            if name in self.adapted and not self._wants_factors(name):
+            if name in self.adapted and name != tied and not self._wants_factors(name):
                 raise self._unnamed(module.module)
 
     @property

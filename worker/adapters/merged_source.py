@@ -203,7 +203,13 @@ def _refuse_unmixable(
 def _refuse_tied_training(adapters: Collection[tuple[Matched, float]]) -> None:
     for matched, _ in adapters:
         if matched.folder.config.ensure_weight_tying:
-            raise _unmixable(f"adapter {matched.folder.path}", "ensure_weight_tying, of an output layer that is tied")
+            raise BadInputError(
+                "unsupported_config_value",
+                f"adapter {matched.folder.path}",
+                found="ensure_weight_tying, of an output layer that is tied to the embedding",
+                expected="an adapter that leaves both as they are, or trains one of them",
+                next_step="Merge it with PEFT, or train it without ensure_weight_tying.",
+            )
 
 
 def _unmixable(thing: str, found: str) -> BadInputError:

@@ -13,7 +13,7 @@ from .extents import Extent, StoredTensor
 from .refusal import bad_checkpoint
 from .torch_dist import TorchDistFolder
 
-_EXPERT = re.compile(r"((?:decoder|mtp)\.layers\..+\.experts\.experts)\.(\d+)\.(.+)")
+_EXPERT = re.compile(r"((?:decoder|mtp)\.layers\..+\.experts\.experts)\.(0|[1-9]\d*)\.(.+)")
 _HALF = re.compile(r"((?:decoder|mtp)\.layers\..+\.linear_fc1\.(?:weight|bias))_([wv])")
 _HALVES = {"w": 0, "v": 1}
 
@@ -23,16 +23,17 @@ Pieces = Mapping[str, Mapping[tuple[int, ...], tuple[str, ...]]]
 
 def pieces_of(keys: Iterable[str]) -> Pieces:
     """Tensors by the names that they have without `singleton_local_shards`; most are one key, which is that name."""
-    found: defaultdict[str, defaultdict[tuple[int, ...], dict[int, str]]] = defaultdict(lambda: defaultdict(dict))
+    found: defaultdict[str, defaultdict[tuple[int, ...], list[tuple[int, str]]]]
+    found = defaultdict(lambda: defaultdict(list))
     for key in keys:
         name, index, place = key, (), 0
         if expert := _EXPERT.fullmatch(name):
             name, index = f"{expert[1]}.{expert[3]}", (int(expert[2]),)
         if half := _HALF.fullmatch(name):
             name, place = half[1], _HALVES[half[2]]
-        found[name][index][place] = key
+        found[name][index].append((place, key))
     return {
-        name: {index: tuple(keys for _, keys in sorted(of.items())) for index, of in sorted(slices.items())}
+        name: {index: tuple(key for _, key in sorted(of)) for index, of in sorted(slices.items())}
         for name, slices in found.items()
     }
 
@@ -91,8 +92,9 @@ def _joined(folder: TorchDistFolder, name: str, slices: Mapping[tuple[int, ...],
     indices = [(place,) for place in range(len(slices))] if stack else [()]
     halves = 2 if any(map(_HALF.fullmatch, keys)) else 1
     whole = list(slices) == indices and all(len(of) == halves for of in slices.values())
+    whole = whole and (halves == 1 or (bool(first.shape) and all(map(_HALF.fullmatch, keys))))
     if not whole or any(folder.tensors[key] != first for key in keys):
         found = f"{len(keys)} pieces of tensor {name!r}, from {keys[0]!r} to {keys[-1]!r}"
         raise bad_checkpoint(folder.folder, found, "each expert and each half of it once, all in one form")
-    shape = (*stack, halves * first.shape[0], *first.shape[1:])
+    shape = (*stack, *first.shape) if halves == 1 else (*stack, 2 * first.shape[0], *first.shape[1:])
     return StoredTensor(dtype=first.dtype, shape=shape, item_bytes=first.item_bytes)

@@ -116,9 +116,19 @@ def on_cpu() -> "Arithmetic":
 
 def import_loops(extents: Iterable[Extent]) -> None:
     """Here, where they are wanted: processes that are forked from this one need not each load a compiler."""
-    wanted = BlockFp8 | ToBlockFp8 | BlockScales | Mxfp4 | PackedInt4
-    if any(isinstance(extent, Computed) and isinstance(extent.operation, wanted) for extent in extents):
+    if any(map(_has_loops, extents)):
         from . import loops  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+
+def _has_loops(extent: Extent) -> bool:
+    match extent:
+        case Computed(operation, operands):
+            wanted = isinstance(operation, BlockFp8 | ToBlockFp8 | BlockScales | Mxfp4 | PackedInt4)
+            return wanted or any(_has_loops(inner) for operand in operands for inner in operand.extents)
+        case Permuted(extents):
+            return any(map(_has_loops, extents))
+        case _:
+            return False
 
 
 def merged(outer: Permuted) -> Permuted:

@@ -16,6 +16,7 @@ from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Stra
 from ..checkpoints.sharing import share, whole_blocks
 from .parts import Part
 from .reading import BUFFER_BYTES, SourceFiles, cut_short
+from .write_behind import begin_writing
 
 if TYPE_CHECKING:
     from .arithmetic import Bytes
@@ -122,9 +123,8 @@ class _Writer:
     def _send(self) -> None:
         """Let the disk work while the next bytes are made: else it would begin when all is to be synced."""
         end = self.position // _SENT_BYTES * _SENT_BYTES
-        if end > self.sent and hasattr(os, "posix_fadvise"):
-            # Linux begins to write what is dirty there, and keeps it in memory.
-            os.posix_fadvise(self.descriptor, self.sent, end - self.sent, os.POSIX_FADV_DONTNEED)
+        if end > self.sent:
+            begin_writing(self.descriptor, self.sent, end - self.sent)
             self.sent = end
 
     def _room(self, wanted: int) -> memoryview:

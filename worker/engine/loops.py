@@ -39,7 +39,7 @@ def _compiled[Loop: Callable[..., object]](*parameters: Any) -> Callable[[Loop],
         options: dict[str, Any] = {"signature_or_function": numba.void(*parameters), "error_model": "numpy"}
         try:
             return cast("Loop", numba.njit(**options, cache=True)(loop))
-        except RuntimeError:  # neither this folder nor the user's own can be written
+        except Exception:  # no place can be written, or what lies there is spoilt; a fault of the loop's comes again
             return cast("Loop", numba.njit(**options)(loop))
 
     return compiled

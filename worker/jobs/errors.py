@@ -38,6 +38,7 @@ ErrorCode = Literal[
     "timed_out",
     "stalled",
     "newer_record",
+    "unreadable_record",
     "store_unavailable",
     "internal",
 ]

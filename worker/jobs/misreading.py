@@ -34,6 +34,8 @@ _EXPECTED: Mapping[str, str] = {
     "too_long": "at most {max_length} entries",
     "tuple_type": "a list",
     "list_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
     "dict_type": "fields with values, as a JSON object has them",
     "model_type": "fields with values, as a JSON object has them",
     "model_attributes_type": "fields with values, as a JSON object has them",
@@ -116,8 +118,14 @@ def _walked(
         elif tagged and len(models) > 1:
             models = tagged
             continue
-        path.append(str(step))
+        if not _names_a_type(step):
+            path.append(str(step))
     return tuple(path), models
+
+
+def _names_a_type(step: int | str) -> bool:
+    """By `frozenset[str]` pydantic tells members of a union apart that are no models."""
+    return isinstance(step, str) and "[" in step
 
 
 def _tagged(models: tuple[type[BaseModel], ...], step: int | str) -> tuple[type[BaseModel], ...]:

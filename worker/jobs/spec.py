@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from .setup_spec import SetupSpec
-from .spec_fields import LEAST_PART_BYTES, LEAST_SHARD_BYTES, DType, Flag, LayerKeys, Location, Real, Spec, Whole
+from .spec_fields import LEAST_PART_BYTES, DType, Flag, LayerKeys, Location, Real, Spec, Whole
 
 LEAST_MEMORY_BYTES = 64 * 2**20
 """Less would not even hold a process."""
@@ -56,7 +56,7 @@ class ExportSpec(Spec):
     target: Location
     hf_config: Location | None = None
     """A folder with config.json (and tokenizer) for a checkpoint that has no `hf/` beside it."""
-    max_shard_bytes: Whole | None = Field(default=None, ge=LEAST_SHARD_BYTES)
+    max_shard_bytes: Whole | None = Field(default=None, gt=0)
     """None: by the size of the whole, from 1 to 5 GB, so that several processes write and read at once."""
     dtype: DType | None = None
     quantize: Quantization | None = None
@@ -104,7 +104,7 @@ class MergeSpec(Spec):
     """A quantized base may be written plain."""
     hf_config: Location | None = None
     """A folder with config.json (and tokenizer) for a Megatron base that has no `hf/` beside it."""
-    max_shard_bytes: Whole | None = Field(default=None, ge=LEAST_SHARD_BYTES)
+    max_shard_bytes: Whole | None = Field(default=None, gt=0)
     dtype: DType | None = None
     part_bytes: Whole | None = Field(default=None, ge=LEAST_PART_BYTES)
     verify: tuple[Check, ...] = ()

@@ -8,7 +8,7 @@ from .errors import ErrorInfo
 from .spec import JobRequest
 from .waiting import Waiting
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of a job's record. Older ones are read; newer ones are refused (`newer_record`)."""
 
 StateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]

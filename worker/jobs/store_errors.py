@@ -50,6 +50,16 @@ def bad_cursor(cursor: str) -> BadInputError:
     )
 
 
+def unreadable_record(job_id: str, why: str) -> InternalError:
+    return InternalError(
+        "unreadable_record",
+        f"the record of job {job_id}",
+        found=why,
+        expected="what this version of Ferry writes",
+        next_step="Cancel the job and submit it again; report this.",
+    )
+
+
 def lease_lost() -> ErrorInfo:
     """What is recorded when a lease ran out; no user's doing, so it counts apart from failures."""
     return TransientError(

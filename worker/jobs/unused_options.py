@@ -1,8 +1,12 @@
-"""Options that a job has no use for, as far as its spec alone tells: none is ignored in silence."""
+"""Options that a job has no use for, as far as its spec alone tells: none is ignored in silence.
+
+They are no part of what a spec can be: a job that was accepted before one was refused can still be read.
+"""
 
 from .errors import BadInputError
 from .setup_spec import SetupSpec
-from .spec import JobSpec, MergeSpec, VerifySpec
+from .spec import ExportSpec, JobSpec, MergeSpec, VerifySpec
+from .spec_fields import LEAST_SHARD_BYTES
 
 _ELECTING = ("ties", "dare_ties")
 _DROPPING = ("dare_linear", "dare_ties")
@@ -10,6 +14,8 @@ _DROPPING = ("dare_linear", "dare_ties")
 
 def refuse_unused(spec: JobSpec) -> None:
     """BadInputError for an option that would change nothing, or that lacks what it speaks of."""
+    if isinstance(spec, ExportSpec | MergeSpec) and (spec.max_shard_bytes or LEAST_SHARD_BYTES) < LEAST_SHARD_BYTES:
+        raise _tiny_shards(spec.max_shard_bytes)
     match spec:
         case VerifySpec():
             _of_verify(spec)
@@ -61,6 +67,16 @@ def _of_setup(spec: SetupSpec) -> None:
         raise _unused("hf_config", found, "it together with a Megatron checkpoint: an HF source has its own config")
     if spec.dtype is not None and spec.base in ("link", "reference"):
         raise _unused("dtype", f"{spec.dtype!r}, and base: {spec.base}, which leaves bytes as they are", "base: import")
+
+
+def _tiny_shards(found: int | None) -> BadInputError:
+    return BadInputError(
+        "bad_request",
+        "spec field max_shard_bytes",
+        found=f"{found}",
+        expected=f"a number of at least {LEAST_SHARD_BYTES:,}",
+        next_step="Leave `max_shard_bytes` out, or give one that a tensor fits in.",
+    )
 
 
 def _with(methods: tuple[str, ...]) -> str:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from ..jobs.events import JobEvent
 from ..jobs.spec import JobRequest, resource_class
 from ..jobs.state import SCHEMA_VERSION, Job, JobState, Queued
 from ..jobs.store import JobFilter, Limits
-from ..jobs.store_errors import newer_record
+from ..jobs.store_errors import newer_record, unreadable_record
 from ..jobs.waiting import Waiting
 
 _STATE: TypeAdapter[JobState] = TypeAdapter(JobState)
@@ -38,12 +38,21 @@ def new_fields(request: JobRequest, limits: Limits) -> dict[str, object]:
 def job_of(flat: Sequence[str]) -> Job:
     """The job in a record as HGETALL answers it: field, value, field, value.
 
-    InternalError (`newer_record`) where a newer version wrote it. Version 1 lacked only what has a default today.
+    InternalError (`newer_record`, `unreadable_record`) where a newer version wrote it, or none that is known. Versions
+    1 and 2 lacked only what has a default today.
     """
     fields = _fields(flat)
     version = int(fields["schema_version"])
     if version > SCHEMA_VERSION:
         raise newer_record(fields["id"], version, SCHEMA_VERSION)
+    try:
+        return _job(fields, version)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise unreadable_record(fields["id"], f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+
+
+def _job(fields: Mapping[str, str], version: int) -> Job:
     return Job(
         schema_version=version,
         id=fields["id"],

@@ -344,7 +344,7 @@ def _dependency_error(answer: str, job_id: str) -> FerryError:
 
 
 def _readable(record: Sequence[str]) -> Job | None:
-    """The job in a record; None where there is none any more, or a newer version must see to it."""
+    """The job in a record; None where there is none any more, or another version must see to it."""
     try:
         return job_of(record) if record else None
     except FerryError:
