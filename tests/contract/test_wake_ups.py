@@ -118,7 +118,8 @@ def test_a_message_lost_behind_others_is_missed_when_later_ones_come_first(store
 def test_an_ended_job_is_never_woken(store: RedisStore, redis: Redis) -> None:
     store.submit("job_1", REQUEST)
     store.submit("job_2", REQUEST)
-    consume(redis), consume(redis)
+    consume(redis)
+    consume(redis)
     store.cancel("job_1")
     claim = store.claim("job_2", WorkerSlot(worker_id="w1", host="h"), lease_seconds=0.01)
     assert claim is not None
