@@ -32,7 +32,7 @@ def main() -> None:
         for workers in (1, options.workers):
             seconds: list[float] = []
             bench.clear()
-            with warm_worker(bench, 1, slots=workers) as service:
+            with warm_worker(bench, 1, slots=workers, look_seconds=0.25) as service:
                 for _ in range(options.rounds):
                     bench.clear()
                     seconds.append(service.run(bench.specs()["import"]).seconds["copy"])

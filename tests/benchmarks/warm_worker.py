@@ -26,6 +26,8 @@ class WarmWorker:
     """A server that answers, with one worker."""
 
     client: Client
+    look_seconds: float = 4 * _LOOK_SECONDS
+    """Between two looks at a running job; each takes the service some milliseconds, which the workers may want."""
 
     def run(self, spec: ImportSpec | ExportSpec) -> Times:
         """One job: seconds from its claim to its first file, and from its last byte to its record's end."""
@@ -46,14 +48,16 @@ class WarmWorker:
 
     def _result(self, job_id: str) -> CheckpointResult:
         while isinstance(state := self.client.get(job_id).state, Running):
-            time.sleep(4 * _LOOK_SECONDS)
+            time.sleep(self.look_seconds)
         if isinstance(state, Succeeded) and isinstance(state.result, CheckpointResult):
             return state.result
         raise RuntimeError(f"job {job_id} ended as {state}")
 
 
 @contextmanager
-def warm_worker(bench: Bench, processes: int, slots: int = 1) -> Iterator[WarmWorker]:
+def warm_worker(
+    bench: Bench, processes: int, slots: int = 1, look_seconds: float = 4 * _LOOK_SECONDS
+) -> Iterator[WarmWorker]:
     """`ferry up` on a free port, with one import behind it; all of it ends with the context."""
     data, port = bench.folder / "data", _free_port()
     options = ["--root", f"bench={bench.folder}", "--data", str(data), "--port", str(port), "--slots", str(slots)]
@@ -66,7 +70,7 @@ def warm_worker(bench: Bench, processes: int, slots: int = 1) -> Iterator[WarmWo
     ):
         try:
             _wait_until_up(client, server)
-            worker = WarmWorker(client)
+            worker = WarmWorker(client, look_seconds)
             worker.run(bench.specs()["import"])
             yield worker
         finally:

@@ -46,16 +46,15 @@ def sources_of(spec: JobSpec) -> tuple[tuple[str, str], ...]:
 def refuse_target(spec: JobSpec, locations: Locations) -> None:
     """FerryError where a place is not allowed, a source not there, or the target taken, in a source or around it."""
     sources = [(field, locations.resolve_source(location)) for field, location in sources_of(spec)]
+    location = target_of(spec)
+    target = None if location is None else locations.resolve_target(location)
+    if target is not None:
+        refuse_taken(target, replaces=replaces(spec))
     for field, source in sources:
         if not os.path.exists(source):  # no look of the plan's: it has its own
             raise _missing(field, source)
-    location = target_of(spec)
-    if location is None:
-        return
-    target = locations.resolve_target(location)
-    refuse_taken(target, replaces=replaces(spec))
-    for field, source in sources:
-        refuse_inside(source, target, field)
+        if target is not None:
+            refuse_inside(source, target, field)
 
 
 def _missing(field: str, source: Path) -> BadInputError:
