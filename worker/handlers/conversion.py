@@ -90,8 +90,9 @@ class Conversion:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The tensor files, cut."""
-        return cut_parts(self.files, self.part_bytes or part_bytes_for(self.bytes))
+        """The tensor files, cut; in an order in which workers that each take the next one write to different files."""
+        parts = cut_parts(self.files, self.part_bytes or part_bytes_for(self.bytes))
+        return tuple(parts[number] for number in spread(parts, range(len(parts))))
 
     @property
     def bytes(self) -> int:
