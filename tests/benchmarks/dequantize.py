@@ -22,7 +22,7 @@ import psutil
 
 from worker.checkpoints.extents import TargetFile
 from worker.engine.part_queue import ListedParts
-from worker.engine.parts import cut_parts, part_bytes_for, spread
+from worker.engine.parts import cut_parts, part_bytes_for
 from worker.engine.processes import Copy, CopyOptions, do_parts
 from worker.engine.reading import SourceFiles
 from worker.handlers import import_checkpoint
@@ -93,7 +93,7 @@ def copy_phase(files: tuple[TargetFile, ...], out: Path, options: CopyOptions) -
             made.truncate(file.size)
     os.sync()
     parts = cut_parts(files, part_bytes_for(sum(file.size for file in files)))
-    queue = ListedParts(spread(parts, range(len(parts))))
+    queue = ListedParts(range(len(parts)))
     heard: list[float] = []
     started, cpu = time.monotonic(), _cpu_of_children()
 

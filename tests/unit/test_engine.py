@@ -202,6 +202,16 @@ def test_parts_hold_every_span_once(sizes: list[int], part_bytes: int) -> None:
     assert tuple(span for part in parts for span in part.spans) == spans
 
 
+def test_files_take_turns_so_that_workers_write_to_different_ones() -> None:
+    files = [target(name, Zeros(length)) for name, length in (("a", 300), ("b", 100), ("c", 200))]
+
+    parts = cut_parts(files, 100, 100)
+
+    assert [(part.file, part.spans[0].offset) for part in parts] == [
+        ("a", 0), ("b", 0), ("c", 0), ("a", 100), ("c", 100), ("a", 200),
+    ]  # fmt: skip
+
+
 def test_the_disk_is_asked_to_work_while_bytes_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size, asked = 20 * 2**20, list[tuple[int, int]]()
     data = noise(tmp_path / "source", size)

@@ -1,8 +1,8 @@
 """Parts: a plan's files cut into stretches of about equal size, each written by one process."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from ..checkpoints.extents import Computed, Extent, Literal, Permuted, Run, Span, TargetFile, Weave, Zeros
 from ..checkpoints.operations import band_rows
@@ -50,19 +50,13 @@ def shard_bytes_for(total_bytes: int) -> int:
     return max(_LEAST_SHARD_BYTES, min(_MOST_SHARD_BYTES, total_bytes // _SHARDS_AIMED_AT))
 
 
-def spread(parts: Sequence[Part], numbers: Iterable[int]) -> tuple[int, ...]:
-    """The numbers in an order in which processes that each take the next one write to different files."""
-    seen: Counter[str] = Counter()
-    places: list[tuple[int, int]] = []
-    for number in numbers:
-        seen[parts[number].file] += 1
-        places.append((seen[parts[number].file], number))
-    return tuple(number for _, number in sorted(places))
-
-
 def cut_parts(files: Iterable[TargetFile], part_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> tuple[Part, ...]:
-    """Every span of every file in exactly one part, in order."""
-    return tuple(part for file in files for part in _cut_file(file, part_bytes, segment_bytes))
+    """Every span of every file in exactly one part; a file's are in its order.
+
+    The files' take turns: whoever each take the next one write to different files, and none waits for another's lock.
+    """
+    by_file = (_cut_file(file, part_bytes, segment_bytes) for file in files)
+    return tuple(part for turn in zip_longest(*by_file) for part in turn if part is not None)
 
 
 def _cut_file(file: TargetFile, part_bytes: int, segment_bytes: int) -> Iterator[Part]:

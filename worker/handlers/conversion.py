@@ -24,7 +24,7 @@ from ..engine.convert import Written, plan_digest, read_again, total_bytes, writ
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
 from ..engine.part_queue import ListedParts, Segments
-from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for, spread
+from ..engine.parts import SHARED_BYTES, Part, cut_parts, part_bytes_for
 from ..engine.processes import Copy, CopyOptions, do_parts
 from ..engine.reading import BUFFER_BYTES
 from ..jobs.errors import BadInputError, FerryError, TransientError
@@ -90,9 +90,8 @@ class Conversion:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The tensor files, cut; in an order in which workers that each take the next one write to different files."""
-        parts = cut_parts(self.files, self.part_bytes or part_bytes_for(self.bytes))
-        return tuple(parts[number] for number in spread(parts, range(len(parts))))
+        """The tensor files, cut."""
+        return cut_parts(self.files, self.part_bytes or part_bytes_for(self.bytes))
 
     @property
     def bytes(self) -> int:
@@ -303,7 +302,7 @@ def _write(work: WorkFolder, conversion: Conversion, context: JobContext, resume
             journal.add(number, segments, synced=False)
 
         if left:
-            do_parts(parts, ListedParts(spread(parts, left), heard), Copy(work.staged.path), options, report)
+            do_parts(parts, ListedParts(left, heard), Copy(work.staged.path), options, report)
         finished = journal.done
     for file in sorted(touched):  # What an earlier attempt wrote may still be on its way to the disk.
         sync_file(work.staged.path / file)
