@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from worker.engine.processes import CopyOptions
 from worker.handlers.context import Answer, JobContext, Prepared
 from worker.handlers.conversion import refuse_full_disk
 from worker.handlers.model_configs import WarmModelConfigs
-from worker.handlers.run import run
+from worker.handlers.run import plan, run
 from worker.jobs.locations import LocalPaths
+from worker.jobs.setup_spec import SetupSpec
 from worker.jobs.spec import JobSpec
-from worker.jobs.state import Progress
+from worker.jobs.state import CheckpointResult, Progress
 
 
 def do(
@@ -35,3 +38,15 @@ def do(
     if isinstance(outcome, Prepared):
         outcome.staged.publish()
     return outcome
+
+
+def set_up(socket: Path, source: Path, target: Path, **fields: Any) -> CheckpointResult:
+    """A setup, done."""
+    outcome = do(SetupSpec(source=str(source), target=str(target), **fields), socket)
+    assert isinstance(outcome, Prepared)
+    return outcome.result
+
+
+def planned_setup(source: Path, target: Path, **fields: Any) -> dict[str, Any]:
+    """A setup, planned."""
+    return plan(SetupSpec(source=str(source), target=str(target), **fields), LocalPaths(), CopyOptions(processes=1))

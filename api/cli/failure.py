@@ -50,8 +50,7 @@ def reading_arguments() -> Generator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors()[0]
-        read = Misreading.of(first, first["loc"], _MODELS.get(error.title))
+        read = Misreading.first_of(error, _MODELS.get(error.title))
         raise BadInputError(
             "bad_request",
             f"spec field {read.field}" if read.field else "spec",

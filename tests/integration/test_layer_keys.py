@@ -10,20 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from tests.families.case import BY_NAME, write
-from tests.jobs_here import do
+from tests.jobs_here import do, set_up
+from tests.jobs_here import planned_setup as planned
 from tests.llama_folder import write_llama
 from tests.megatron_adapter import fused, read_tensors, save
 from worker.checkpoints.common_state import saved_content
 from worker.checkpoints.torch_dist import TorchDistFolder
-from worker.engine.processes import CopyOptions
-from worker.handlers.context import Answer, Prepared
+from worker.handlers.context import Answer
 from worker.handlers.conversion import fingerprint
-from worker.handlers.run import conversion_of, plan
+from worker.handlers.run import conversion_of
 from worker.jobs.errors import BadInputError
 from worker.jobs.locations import LocalPaths
-from worker.jobs.setup_spec import PeftSettings, SetupSpec
+from worker.jobs.setup_spec import PeftSettings
 from worker.jobs.spec import AdapterExportSpec, AdapterExtractSpec, ExportSpec, ImportSpec, VerifySpec
-from worker.jobs.state import CheckpointResult, VerifyResult
+from worker.jobs.state import VerifyResult
 
 NOWHERE = Path("/nowhere")
 OF_ONE = "decoder.layers.3.mlp.linear_fc1.weight"
@@ -41,16 +41,6 @@ def imported(llama: Path, warm_model_configs: Path, tmp_path_factory: pytest.Tem
     target = tmp_path_factory.mktemp("imported") / "megatron"
     do(ImportSpec(source=str(llama), target=str(target), layer_keys="per-layer"), warm_model_configs)
     return target
-
-
-def set_up(socket: Path, source: Path, target: Path, **fields: Any) -> CheckpointResult:
-    outcome = do(SetupSpec(source=str(source), target=str(target), **fields), socket)
-    assert isinstance(outcome, Prepared)
-    return outcome.result
-
-
-def planned(source: Path, target: Path, **fields: Any) -> dict[str, Any]:
-    return plan(SetupSpec(source=str(source), target=str(target), **fields), LocalPaths(), CopyOptions(processes=1))
 
 
 def test_an_import_says_which_keys_it_has(imported: Path) -> None:

@@ -9,19 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.jobs_here import do
+from tests.jobs_here import do, set_up
+from tests.jobs_here import planned_setup as planned
 from tests.llama_folder import write_llama
 from worker.checkpoints.torch_dist import TorchDistFolder
-from worker.engine.processes import CopyOptions
 from worker.engine.reading import read_extent
-from worker.handlers.context import Prepared
-from worker.handlers.run import plan
 from worker.integration.peft import create_peft
 from worker.jobs.errors import BadInputError, ConflictError
-from worker.jobs.locations import LocalPaths
-from worker.jobs.setup_spec import Parallelism, PeftSettings, SetupSpec
+from worker.jobs.setup_spec import Parallelism, PeftSettings
 from worker.jobs.spec import ExportSpec, ImportSpec
-from worker.jobs.state import CheckpointResult
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +33,6 @@ def imported(llama: Path, warm_model_configs: Path, tmp_path_factory: pytest.Tem
     target = tmp_path_factory.mktemp("imported") / "megatron"
     do(ImportSpec(source=str(llama), target=str(target), iteration=7), warm_model_configs)
     return target
-
-
-def set_up(socket: Path, source: Path, target: Path, **fields: Any) -> CheckpointResult:
-    outcome = do(SetupSpec(source=str(source), target=str(target), **fields), socket)
-    assert isinstance(outcome, Prepared)
-    return outcome.result
-
-
-def planned(source: Path, target: Path, **fields: Any) -> dict[str, Any]:
-    return plan(SetupSpec(source=str(source), target=str(target), **fields), LocalPaths(), CopyOptions(processes=1))
 
 
 def files_in(folder: Path) -> set[str]:

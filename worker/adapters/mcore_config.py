@@ -139,8 +139,7 @@ def _parse(values: Mapping[str, object], origin: str) -> McoreAdapterConfig:
             {name: value for name, value in wanted.items() if name not in silent and value is not None}
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        read = Misreading.of(first, first["loc"], McoreAdapterConfig)
+        read = Misreading.first_of(error, McoreAdapterConfig)
         raise _unsupported(f"{origin}: {read.field}", read.found, read.expected) from error
 
 

@@ -211,7 +211,7 @@ class _Refusals:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] != "extra_forbidden":
-            read = Misreading.of(first, first["loc"], PeftConfig)
+            read = Misreading.first_of(error, PeftConfig)
             return BadInputError(
                 "bad_config",
                 f"{self.origin}: {read.field}",

@@ -117,12 +117,18 @@ def watched[S: ConversionSpec](prepare: Callable[[S, Locations], Conversion]) ->
     """The same plan, of a job whose target is free and none of its sources, with all that was asked for it."""
 
     def over_watched_paths(spec: S, locations: Locations) -> Conversion:
-        watch = Watch()
-        watched_locations = watch.over(locations)
-        refuse_target(spec, watched_locations)
+        watch, watched_locations = watching(spec, locations)
         return replace(prepare(spec, watched_locations), seen=watch.seen)
 
     return over_watched_paths
+
+
+def watching(spec: ConversionSpec, locations: Locations) -> tuple[Watch, Locations]:
+    """What notes all that planning asks for, and where it asks; begun where the target is free and no source."""
+    watch = Watch()
+    watched_locations = watch.over(locations)
+    refuse_target(spec, watched_locations)
+    return watch, watched_locations
 
 
 def describe(conversion: Conversion, options: CopyOptions) -> dict[str, object]:

@@ -58,8 +58,7 @@ def _read_manifest(folder: Path) -> _Manifest:
         text = read_json_object(folder / MANIFEST, "a manifest, as Ferry leaves it in what it writes")
         manifest = _Manifest.model_validate(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        read = Misreading.of(first, first["loc"], _Manifest)
+        read = Misreading.first_of(error, _Manifest)
         found = f"no files and digests in it: {read.field} is {read.found}, not {read.expected}"
         raise _bad_manifest(folder, found) from error
     for name, listed in manifest.files.items():

@@ -12,7 +12,6 @@ from ..checkpoints.extents import Item, TargetFile
 from ..checkpoints.iterations import RELEASE, TRACKER, tracker_text
 from ..checkpoints.publish import MANIFEST
 from ..checkpoints.torch_dist_layout import index_files, lay_out_items, lay_out_objects
-from ..checkpoints.watched import Watch
 from ..engine.collection import uncollected
 from ..engine.convert import refuse_unequal
 from ..engine.parts import file_bytes_for
@@ -21,7 +20,6 @@ from ..jobs.errors import BadInputError, ConflictError
 from ..jobs.locations import Locations
 from ..jobs.setup_spec import PeftSettings, SetupSpec
 from ..jobs.spec_fields import DType, LayerKeys
-from ..jobs.spec_sources import refuse_target
 from ..mapping.blocks import Address, Plan, Task
 from ..mapping.family import megatron_values
 from ..mapping.run_config import RUN_CONFIG
@@ -38,7 +36,7 @@ from ..setups.stages import fewest_gpus
 from ..setups.suggestion import fits, refuse_too_large
 from ..setups.trainer_run import TrainerRun
 from .context import JobContext, Prepared
-from .conversion import Conversion, carry_out
+from .conversion import Conversion, carry_out, watching
 from .hf_source import STORED
 from .import_checkpoint import common_state
 from .linking import listed_in
@@ -83,9 +81,7 @@ class _Planned:
 
 
 def _watched(spec: SetupSpec, locations: Locations) -> _Planned:
-    watch = Watch()
-    watched_locations = watch.over(locations)
-    refuse_target(spec, watched_locations)
+    watch, watched_locations = watching(spec, locations)
     planned = _planned(spec, watched_locations)
     return replace(planned, conversion=replace(planned.conversion, seen=watch.seen))
 

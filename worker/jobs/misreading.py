@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 _EXPECTED: Mapping[str, str] = {
@@ -63,6 +63,12 @@ class Misreading:
     expected: str
     hint: str
     """A field that may have been meant, as the beginning of a next step; or nothing."""
+
+    @classmethod
+    def first_of(cls, error: ValidationError, model: type[BaseModel] | None) -> Self:
+        """The first of what a `model` could not have."""
+        first = error.errors()[0]
+        return cls.of(first, first["loc"], model)
 
     @classmethod
     def of(cls, error: ErrorDetails, loc: Iterable[int | str], model: type[BaseModel] | None) -> Self:

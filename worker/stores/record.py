@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..jobs.events import JobEvent
+from ..jobs.misreading import Misreading
 from ..jobs.spec import JobRequest, resource_class
 from ..jobs.state import SCHEMA_VERSION, Job, JobState, Queued
 from ..jobs.store import JobFilter, Limits
@@ -48,8 +49,8 @@ def job_of(flat: Sequence[str]) -> Job:
     try:
         return _job(fields, version)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        raise unreadable_record(fields["id"], f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+        read = Misreading.first_of(error, JobRequest)
+        raise unreadable_record(fields["id"], f"{read.found} as {read.field or 'a request'}") from error
 
 
 def _job(fields: Mapping[str, str], version: int) -> Job:
