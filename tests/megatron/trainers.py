@@ -65,7 +65,7 @@ def configured(root: Path, tp_size: int, pp_size: int, overrides: dict[str, obje
 
 def saved(root: Path, target: Path, sizes: Sizes, content: Mapping[str, bool] = MappingProxyType({})) -> None:
     """A model after a step, with its optimizer, at an explicit path; its keys as a trainer's own `content` has them."""
-    with megatron_here(), mock.patch.dict(model_checkpoint._CONTENT, content):
+    with megatron_here(), mock.patch.dict(model_checkpoint.CONTENT, content):
         model, optimizer = _stepped(root, sizes)
         save_checkpoint([model], target, optimizer=optimizer, common={"iteration": 7, "note": "kept"})
 

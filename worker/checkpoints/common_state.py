@@ -13,6 +13,11 @@ from .torch_dist import TorchDistFolder
 _FILE = "common.pt"
 _OBJECT = "common_state/shard_0_1"
 
+CONTENT: dict[str, bool] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+"""The content metadata of what we write: by it Megatron's loaders know which keys to ask for."""
+PER_LAYER: dict[str, bool] = {"non_homogeneous_layers": True}
+"""What it says beside of layers with keys of their own."""
+
 
 def saved_args(weights: TorchDistFolder) -> Mapping[str, object]:
     """Megatron's `args` as plain values, read inert; empty where there are none."""

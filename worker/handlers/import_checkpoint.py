@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ..checkpoints.common_state import CONTENT, PER_LAYER
 from ..checkpoints.hf_folder import CONFIG, side_files
 from ..checkpoints.identity import identities
 from ..checkpoints.iterations import TRACKER, iteration_name, tracker_text
@@ -29,9 +30,6 @@ from .hf_source import HFSource, open_hf
 from .model_configs import MODEL_CONFIG
 
 _HF = "hf"
-_CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
-_PER_LAYER = {"non_homogeneous_layers": True}
-"""Megatron's loaders tell a model by the content metadata which keys it asks for."""
 _CHECKPOINT_VERSION = 3.0
 
 
@@ -140,7 +138,7 @@ def common_state(
     common = {
         "checkpoint_version": _CHECKPOINT_VERSION,
         "iteration": iteration or 0,
-        "content_metadata": {**_CONTENT_METADATA, **(_PER_LAYER if layer_keys == "per-layer" else {})},
+        "content_metadata": {**CONTENT, **(PER_LAYER if layer_keys == "per-layer" else {})},
         **(more or {}),
     }
     return {"common_state/shard_0_1": [common]}

@@ -10,6 +10,7 @@ from typing import Any
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.dist_checkpointing.serialization import load_content_metadata, load_sharded_metadata
 
+from ..checkpoints.common_state import PER_LAYER
 from ..mapping.layer_sets import layer_keys_among
 
 _OF_KEYS = ("singleton_local_shards", "non_homogeneous_layers")
@@ -47,4 +48,4 @@ def content_of(path: Path, keys: Iterable[str]) -> dict[str, bool]:
 
 def content_among(keys: Iterable[str]) -> dict[str, bool]:
     """The same, as far as keys alone tell it."""
-    return {"non_homogeneous_layers": True} if layer_keys_among(keys) == "per-layer" else {}
+    return PER_LAYER if layer_keys_among(keys) == "per-layer" else {}

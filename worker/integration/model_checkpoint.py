@@ -13,12 +13,12 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed, nn
 
+from ..checkpoints.common_state import CONTENT
 from .checkpoint_names import content_of, keys_of, use_saved_names
 from .chunks import chunks_of, stage_of
 from .direct_load import DirectLoadStrategy
 
 FORMATS = ("torch_dist",)
-_CONTENT: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 
 
 def generate_model_state_dict(
@@ -35,7 +35,7 @@ def generate_model_state_dict(
     if ckpt_format not in FORMATS:
         raise ValueError(f"ckpt_format: found {ckpt_format!r}, expected one of {', '.join(FORMATS)}. Use it.")
     groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
-    options = {"metadata": {**_CONTENT, "dp_cp_group": groups.dp_cp}, **(model_sd_kwargs or {})}
+    options = {"metadata": {**CONTENT, "dp_cp_group": groups.dp_cp}, **(model_sd_kwargs or {})}
     chunks = [cast(Any, stage_of(chunk)) for chunk in chunks_of(model)]
     sections = {section_name(number, len(chunks)): chunk for number, chunk in enumerate(chunks)}
     return {name: chunk.sharded_state_dict(**options) for name, chunk in sections.items()}
@@ -101,13 +101,13 @@ def write(state: dict[str, Any], path: Path) -> None:
         raise ValueError(f"checkpoint {path}: found a folder with files, expected a new or empty one. Name another.")
     distributed.barrier()  # every rank has looked before any writes
     path.mkdir(parents=True, exist_ok=True)
-    dist_checkpointing.save(state, str(path), content_metadata=_CONTENT)
+    dist_checkpointing.save(state, str(path), content_metadata=CONTENT)
 
 
 def asking(content: Mapping[str, bool], pg_collection: ProcessGroupCollection | None = None) -> dict[str, Any]:
     """Arguments of `sharded_state_dict` with which a model asks for the keys of a checkpoint of this content."""
     groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
-    return {"metadata": {**_CONTENT, **content, "dp_cp_group": groups.dp_cp}}
+    return {"metadata": {**CONTENT, **content, "dp_cp_group": groups.dp_cp}}
 
 
 def read(state: dict[str, Any], path: Path, keys: Collection[str], strategy: Any = None) -> dict[str, Any]:
@@ -145,4 +145,4 @@ def strategy_for(fully_parallel: bool, pg_collection: ProcessGroupCollection | N
 
 def _optimizer_metadata(pg_collection: ProcessGroupCollection | None) -> dict[str, Any]:
     groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
-    return {**_CONTENT, "dp_cp_group": groups.dp_cp, "distrib_optim_sharding_type": "fully_reshardable"}
+    return {**CONTENT, "dp_cp_group": groups.dp_cp, "distrib_optim_sharding_type": "fully_reshardable"}
