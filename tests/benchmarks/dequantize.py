@@ -30,6 +30,7 @@ from worker.jobs.locations import LocalPaths
 from worker.jobs.spec import ImportSpec
 
 from .computed_tensors import computed_tensors, realistic_codes
+from .legs import made_folder
 from .random_checkpoint import Size
 
 _FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -222,7 +223,7 @@ def on_gpu(name: str, file: TargetFile, rounds: int) -> None:
 def main() -> None:
     """Make the sources; run every leg some times, in turn with `cp`; print medians."""
     parser = argparse.ArgumentParser(prog="dequantize", description=__doc__)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=made_folder)
     parser.add_argument("--layers", type=int, default=16, help="of the Llama that is imported")
     parser.add_argument("--tensor-bytes", type=int, default=2**29, help="of each single tensor's output")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])

@@ -16,6 +16,13 @@ from .measured import Measured, measure
 _FERRY = Path(sys.executable).with_name("ferry")
 
 
+def made_folder(path: str) -> Path:
+    """An option's folder, made where it is not there yet."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
     """Seconds by name and peak anonymous bytes of one process, of one run of a leg."""

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .legs import made_folder
 from .measured import measure
 from .random_checkpoint import Size, make
 
@@ -51,7 +52,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="merge", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="a folder on the file system to be measured")
+    parser.add_argument("--folder", type=made_folder, help="a folder on the file system to be measured")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="copy processes to try")
     parser.add_argument("--layers", type=int, default=16, help="16 are 1.5 billion parameters")

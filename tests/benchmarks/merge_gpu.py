@@ -17,6 +17,7 @@ from worker.jobs.locations import LocalPaths
 from worker.jobs.spec import AdapterUse, MergeSpec
 
 from .dequantize import copy_phase
+from .legs import made_folder
 from .merge import make_adapter, make_base
 from .random_checkpoint import Size
 
@@ -24,7 +25,7 @@ from .random_checkpoint import Size
 def main() -> None:
     """Rounds of every leg, interleaved; medians."""
     parser = argparse.ArgumentParser(prog="merge_gpu", description=__doc__)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=made_folder)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from .legs import Bench
+from .legs import Bench, made_folder
 from .random_checkpoint import Size, make
 from .warm_worker import warm_worker
 
@@ -18,7 +18,7 @@ from .warm_worker import warm_worker
 def main() -> None:
     """Make the checkpoint, time both services in turn."""
     parser = argparse.ArgumentParser(prog="shared_parts", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--folder", type=made_folder, default=Path("/dev/shm"))
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)

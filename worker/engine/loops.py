@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 _E4M3 = np.int32(0x87F00000 - 2**32)
 """Of e4m3's sign, exponent and mantissa in fp32, where its value is what it was times 2^-120."""
 _E4M3_BIAS = np.float32(2.0**120)
-_E2M1_BIAS = np.float32(2.0**126)
-"""The same for e2m1, whose sign is moved to the left end and whose other bits to fp32's lowest exponent."""
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _LARGEST = np.float32(448)
 _LEAST_NORMAL = np.float32(2.0**-6)
 _OF_SMALL = np.float32(2.0**14)
 """fp32 from here on counts in steps of 2^-9, as e4m3 does below its least normal."""
+_NO_STEPS = np.int32(_OF_SMALL.view(np.int32))
+_BELOW_HALF_CODE, _CODE_BIAS, _SIGN, _ONE = np.int32(0x7FFFF), np.int32(120 << 3), np.int32(0x80), np.int32(1)
+"""Of 32 bits, as what they meet: plain numbers have 64, and a vector would hold half as many."""
 
 
 def _read(item: Any) -> Any:
@@ -94,11 +95,21 @@ def to_codes(values: "Floats", scales: "Floats", block: tuple[int, int], made: "
             for place in range(some.shape[0]):
                 size = min(np.float32(abs(some[place]) / scale), _LARGEST)
                 bits = np.float32(size).view(np.int32)
-                odd = np.int32((bits >> 20) & 1)
-                normal = (np.int32(bits + 0x7FFFF + odd) >> 20) - (120 << 3)
-                steps = np.float32(size + _OF_SMALL).view(np.int32) - np.float32(_OF_SMALL).view(np.int32)
-                sign = (np.float32(some[place]).view(np.int32) >> 24) & 0x80
-                codes[place] = np.uint8((steps if size < _LEAST_NORMAL else normal) | sign)
+                odd = np.int32((bits >> 20) & _ONE)
+                normal = np.int32(np.int32(np.int32(bits + _BELOW_HALF_CODE + odd) >> 20) - _CODE_BIAS)
+                steps = np.int32(np.float32(size + _OF_SMALL).view(np.int32) - _NO_STEPS)
+                sign = np.int32((np.float32(some[place]).view(np.int32) >> 24) & _SIGN)
+                codes[place] = np.uint8(np.int32((steps if size < _LEAST_NORMAL else normal) | sign))
+
+
+@numba.njit(inline="always")
+def _twice(code: np.int32) -> np.float32:
+    """The double of an e2m1 code without its sign: 0 1 2 3 4 6 8 12.
+
+    By integers, since numbers below fp32's least normal, as which its bits would be read, are slow on some processors.
+    """
+    over_four, over_six = np.int32(code - 4), np.int32(code - 6)
+    return np.float32(np.int32(code + max(over_four, np.int32(0)) + 2 * max(over_six, np.int32(0))))
 
 
 @_compiled(_read(numba.uint8), _read(numba.uint8), _PAIRS)
@@ -109,15 +120,14 @@ def mxfp4(codes: "Bytes", exponents: "Bytes", made: "Words") -> None:
     """
     for group in range(codes.shape[0]):
         exponent = np.int32(exponents[group, 0])
-        power = np.int32(exponent << 23 if exponent else 1 << 22).view(np.float32)
+        half = np.int32(exponent - 1 << 23 if exponent > 1 else 1 << 21 + exponent).view(np.float32)
         some, pairs = codes[group], made[group]
         for place in range(some.shape[0]):
             pair = np.int32(some[place])
-            low = np.int32((pair & 8) << 28 | (pair & 7) << 22).view(np.float32)
-            high = np.int32((pair & 128) << 24 | (pair & 112) << 18).view(np.float32)
-            low_bits = np.float32(low * _E2M1_BIAS * power).view(np.uint32)
-            high_bits = np.float32(high * _E2M1_BIAS * power).view(np.uint32)
-            pairs[place] = np.uint32(low_bits >> 16 | high_bits & 0xFFFF0000)
+            low = np.float32(_twice(np.int32(pair & 7)) * half).view(np.uint32)
+            high = np.float32(_twice(np.int32((pair >> 4) & 7)) * half).view(np.uint32)
+            signs = np.uint32(np.int32((pair & 8) << 12) | np.int32((pair & 128) << 24))
+            pairs[place] = np.uint32(np.uint32(low >> 16) | np.uint32(high & 0xFFFF0000) | signs)
 
 
 @_compiled(_read(numba.uint8), _read(numba.float32), _PAIRS)
