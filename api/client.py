@@ -1,5 +1,6 @@
 """The Python client: submit, look, wait; errors are the same classes that the server raised."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -11,7 +12,7 @@ from uuid import uuid4
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from worker.jobs.errors import FerryError, InternalError, TransientError, UnavailableError, error_from_info
+from worker.jobs.errors import ErrorInfo, FerryError, InternalError, TransientError, UnavailableError, error_from_info
 from worker.jobs.spec import JobRequest, JobSpec
 from worker.jobs.state import TERMINAL, Job
 
@@ -25,6 +26,10 @@ _PATIENCE_SECONDS = 60.0
 _PAGE, _LARGEST_PAGE = 50, 500
 
 _NOBODY_THERE = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol)
+
+
+def _log_unreadable(left_out: ErrorInfo) -> None:
+    logging.getLogger(__name__).warning("a job is left out: %s", left_out.message)
 
 
 class Client:
@@ -61,24 +66,36 @@ class Client:
         """
         request = JobRequest(spec=spec, labels=labels or {}, **options)
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
-        return self._patiently(Job, "POST", "/v1/jobs", json=request.model_dump(mode="json"), headers=headers)
+        return self._patiently(Job, "POST", "/v1/jobs", json=_as_asked(request), headers=headers)
 
     def plan(self, spec: JobSpec) -> dict[str, Any]:
         """What the job would do; nothing is done."""
-        body = JobRequest(spec=spec).model_dump(mode="json")
-        return self._call("POST", "/v1/jobs", json=body, params={"dry_run": "true"}, timeout=90.0)
+        return self._call(
+            "POST", "/v1/jobs", json=_as_asked(JobRequest(spec=spec)), params={"dry_run": "true"}, timeout=90.0
+        )
 
     def get(self, job_id: str) -> Job:
         """The job as it stands now."""
         return self._ask(Job, "GET", _path(job_id))
 
     def list(
-        self, *, state: str | None = None, kind: str | None = None, label: str | None = None, limit: int | None = None
+        self,
+        *,
+        state: str | None = None,
+        kind: str | None = None,
+        label: str | None = None,
+        limit: int | None = None,
+        on_unreadable: Callable[[ErrorInfo], None] = _log_unreadable,
     ) -> Iterator[Job]:
-        """Jobs, newest first, page by page; at most `limit`. A label is `name:value`."""
+        """Jobs, newest first, page by page; at most `limit`. A label is `name:value`.
+
+        `on_unreadable` hears of each job that is left out because the server's version cannot read its record; it is
+        logged as a warning otherwise.
+        """
         asked = {"state": state, "kind": kind, "label": label}
         params = {name: value for name, value in asked.items() if value is not None}
-        return islice(self._pages(params | {"limit": str(min(limit or _PAGE, _LARGEST_PAGE))}), limit)
+        params["limit"] = str(min(limit or _PAGE, _LARGEST_PAGE))
+        return islice(self._pages(params, on_unreadable), limit)
 
     def cancel(self, job_id: str) -> Job:
         """Ask for an end; a job that has ended stays as it is."""
@@ -101,10 +118,12 @@ class Client:
             running = job.state.state == "running"
             pause = min(pause * 1.2, _LONGEST_WAIT_WHILE_RUNNING_SECONDS if running else _LONGEST_WAIT_SECONDS)
 
-    def _pages(self, params: dict[str, str]) -> Iterator[Job]:
+    def _pages(self, params: dict[str, str], on_unreadable: Callable[[ErrorInfo], None]) -> Iterator[Job]:
         cursor: dict[str, str] = {}
         while True:
             page = self._ask(JobList, "GET", "/v1/jobs", params=params | cursor)
+            for left_out in page.unreadable:
+                on_unreadable(left_out)
             yield from page.jobs
             if page.next_cursor is None:
                 return
@@ -170,3 +189,10 @@ class Client:
 
 def _path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _as_asked(request: JobRequest) -> dict[str, Any]:
+    """The request without what is left at its default, so that a server that lacks the newest options takes it too."""
+    told_apart_by = request.spec.model_dump(mode="json", include={"kind", "action"})
+    asked = request.model_dump(mode="json", exclude_defaults=True)
+    return asked | {"spec": told_apart_by | asked["spec"]}

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel
 
+from worker.jobs.errors import ErrorInfo
 from worker.jobs.state import Job
 
 
@@ -11,3 +12,5 @@ class JobList(BaseModel):
     jobs: tuple[Job, ...]
     next_cursor: str | None
     """Pass it as `cursor` for the next page; null on the last one."""
+    unreadable: tuple[ErrorInfo, ...] = ()
+    """Why other jobs of this page are left out: another version of Ferry wrote their records."""

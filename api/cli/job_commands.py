@@ -1,8 +1,11 @@
 """`ferry jobs`, `show`, `cancel`, `retry` and `families`: what there is, and what becomes of it."""
 
+import sys
 from typing import Annotated
 
 import typer
+
+from worker.jobs.errors import ErrorInfo
 
 from ..settings import server_url
 from .arguments import AsJson, Server
@@ -11,7 +14,7 @@ from .running import print_json
 
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
-    kind: Annotated[str | None, typer.Option(help="config, import, export, merge, adapter or verify.")] = None,
+    kind: Annotated[str | None, typer.Option(help="config, import, export, merge, adapter, setup or verify.")] = None,
     label: Annotated[str | None, typer.Option(metavar="NAME:VALUE", help="Jobs with this label.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 50,
     as_json: AsJson = False,
@@ -22,11 +25,15 @@ def list_jobs(
     from .tables import print_jobs
 
     with Client(server or server_url()) as client:
-        found = list(client.list(state=state, kind=kind, label=label, limit=limit))
+        found = list(client.list(state=state, kind=kind, label=label, limit=limit, on_unreadable=_say_left_out))
     if as_json:
         print_json([job.model_dump(mode="json") for job in found])
     else:
         print_jobs(found)
+
+
+def _say_left_out(why: ErrorInfo) -> None:
+    sys.stderr.write(f"A job is left out. {why.message}\n")
 
 
 def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False, server: Server = None) -> None:

@@ -71,7 +71,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> JobList:
     page = around.store.list(JobFilter(state=state, kind=kind, label=_label(label)), cursor=cursor, limit=limit)
-    return JobList(jobs=page.jobs, next_cursor=page.next_cursor)
+    return JobList(jobs=page.jobs, next_cursor=page.next_cursor, unreadable=page.unreadable)
 
 
 @router.get("/{job_id}", summary="Show a job", response_model=Job, responses=problems(404, 503))

@@ -449,6 +449,21 @@ def test_a_record_that_nobody_can_read_is_an_error_of_its_job_alone(broker: Embe
     assert "job_1" in caught.value.info.thing
 
 
+def test_a_record_that_nobody_can_read_leaves_the_others_in_the_list(broker: EmbeddedBroker) -> None:
+    store = RedisStore.from_url(broker.url)
+    for job_id in ("job_1", "job_2", "job_3"):
+        store.submit(job_id, CONFIG)
+    with connect(broker.url) as redis:
+        redis.hset("ferry:job:job_1", "schema_version", SCHEMA_VERSION + 1)
+        redis.hset("ferry:job:job_2", "request", json.dumps({"spec": {"kind": "unheard"}}))
+
+    page = store.list(JobFilter(), limit=50)
+
+    assert [job.id for job in page.jobs] == ["job_3"]
+    assert [why.code for why in page.unreadable] == ["unreadable_record", "newer_record"]
+    assert "job_2" in page.unreadable[0].thing
+
+
 def test_what_was_accepted_before_it_was_refused_is_read(broker: EmbeddedBroker) -> None:
     store = RedisStore.from_url(broker.url)
     spec = {"kind": "export", "source": "data:a", "target": "data:b", "max_shard_bytes": 1}

@@ -1,5 +1,6 @@
 """The Python client against a real server with an in-memory store."""
 
+import json
 import socket
 import threading
 import time
@@ -11,12 +12,13 @@ import pytest
 
 from api.client import Client
 from tests.unit.server import FerryServer
-from worker.jobs.errors import ConflictError, FerryError, InternalError, NotFoundError, UnavailableError
+from worker.jobs.errors import ConflictError, ErrorInfo, FerryError, InternalError, NotFoundError, UnavailableError
 from worker.jobs.memory_store import MemoryStore
 from worker.jobs.slots import WorkerSlot
-from worker.jobs.spec import ConfigSpec, ImportSpec
+from worker.jobs.spec import AdapterExportSpec, ConfigSpec, ImportSpec, JobRequest, JobSpec, VerifySpec
 from worker.jobs.state import ConfigResult, Job
-from worker.jobs.store import Done
+from worker.jobs.store import Done, JobPage
+from worker.jobs.store_errors import newer_record
 
 CONFIG = ConfigSpec(source="data:hf")
 IMPORT = ImportSpec(source="data:hf", target="data:out")
@@ -53,6 +55,50 @@ def test_listing_goes_on_over_pages_up_to_its_limit(client: Client) -> None:
 
     assert [job.id for job in client.list(limit=3)] == ids[:-4:-1]
     assert [job.id for job in client.list()] == ids[::-1]
+
+
+def test_a_job_that_the_server_cannot_read_is_said_and_the_others_listed(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = client.submit(CONFIG)
+    left_out = newer_record("job_0", 9, 3).info
+    monkeypatch.setattr(
+        MemoryStore, "list", lambda *_, **__: JobPage(jobs=(job,), next_cursor=None, unreadable=(left_out,))
+    )
+    heard: list[ErrorInfo] = []
+
+    assert [listed.id for listed in client.list(on_unreadable=heard.append)] == [job.id]
+    assert heard == [left_out]
+    assert caplog.text == ""
+    assert [listed.id for listed in client.list()] == [job.id]
+    assert "job_0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        CONFIG,
+        IMPORT,
+        IMPORT.model_copy(update={"layer_keys": "per-layer"}),
+        AdapterExportSpec(source="data:adapter", target="data:out"),
+        VerifySpec(source="data:a", against="data:b"),
+    ],
+)
+def test_what_is_left_at_its_default_is_not_sent(spec: JobSpec) -> None:
+    sent: list[bytes] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        sent.append(request.content)
+        return httpx.Response(500)
+
+    with Client("http://server", transport=httpx.MockTransport(refuse)) as client, pytest.raises(FerryError):
+        client.submit(spec, priority="high")
+
+    body = json.loads(sent[0])
+    assert JobRequest.model_validate(body) == JobRequest(spec=spec, priority="high")
+    assert ("layer_keys" in body["spec"]) == (getattr(spec, "layer_keys", "stacked") != "stacked")
+    assert "on_exists" not in body["spec"]
+    assert "gpus" not in body
 
 
 def test_waiting_shows_every_step_and_ends_with_the_result(client: Client, store: MemoryStore) -> None:

@@ -84,6 +84,8 @@ class JobPage:
 
     jobs: tuple[Job, ...]
     next_cursor: str | None
+    unreadable: tuple[ErrorInfo, ...] = ()
+    """Why others of the page are not among them: records that this version cannot read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """A job's record in Redis: a hash of flat fields, its parts in JSON, times in milliseconds of the server's clock."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..jobs.errors import ErrorInfo, InternalError
 from ..jobs.events import JobEvent
 from ..jobs.misreading import Misreading
 from ..jobs.spec import JobRequest, resource_class
@@ -51,6 +52,18 @@ def job_of(flat: Sequence[str]) -> Job:
     except ValidationError as error:
         read = Misreading.first_of(error, JobRequest)
         raise unreadable_record(fields["id"], f"{read.found} as {read.field or 'a request'}") from error
+
+
+def readable(records: Iterable[Sequence[str]]) -> tuple[tuple[Job, ...], tuple[ErrorInfo, ...]]:
+    """The jobs in these records, and why there is none in the others."""
+    jobs: list[Job] = []
+    unreadable: list[ErrorInfo] = []
+    for record in records:
+        try:
+            jobs.append(job_of(record))
+        except InternalError as error:
+            unreadable.append(error.info)
+    return tuple(jobs), tuple(unreadable)
 
 
 def _job(fields: Mapping[str, str], version: int) -> Job:

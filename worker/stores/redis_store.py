@@ -51,7 +51,7 @@ from ..jobs.store_errors import (
 )
 from .celery_message import wake_up_template
 from .connection import connect
-from .record import event_of, indexes_for, indexes_of, job_of, new_fields, new_job
+from .record import event_of, indexes_for, indexes_of, job_of, new_fields, new_job, readable
 from .scripts import Scripts
 
 _REAPED_AT_ONCE = 100
@@ -153,10 +153,8 @@ class RedisStore:
             limit=limit,
             look_at=limit + 1 if len(indexes) == 1 else max(limit + 1, _LOOKED_AT),
         )
-        return JobPage(
-            jobs=tuple(job_of(record) for record in records),
-            next_cursor=encode_cursor(int(last)) if last else None,
-        )
+        jobs, unreadable = readable(records)
+        return JobPage(jobs=jobs, next_cursor=encode_cursor(int(last)) if last else None, unreadable=unreadable)
 
     def events(self, job_id: str, *, after: int = 0) -> tuple[JobEvent, ...]:
         found = self._run("events", id=job_id, after=after)
