@@ -218,6 +218,26 @@ def test_a_setup_of_another_source_does_not_keep_the_base(
     assert again.bytes > 0
 
 
+def test_a_setup_of_other_bytes_under_the_same_size_and_time_does_not_keep_the_base(
+    llama: Path, warm_model_configs: Path, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(llama, source)
+    set_up(warm_model_configs, source, target)
+    before = tensors(target / "release")
+    weights = source / "model.safetensors"
+    times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
+    data = bytearray(weights.read_bytes())
+    data[-2:] = b"\x80\x3f"
+    weights.write_bytes(data)
+    os.utime(weights, ns=times)
+
+    again = set_up(warm_model_configs, source, target, on_exists="reuse")
+
+    assert again.bytes > 0
+    assert tensors(target / "release") != before
+
+
 def test_reuse_takes_nothing_away_that_a_trainer_has_put_there(
     llama: Path, warm_model_configs: Path, tmp_path: Path
 ) -> None:

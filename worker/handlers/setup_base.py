@@ -133,7 +133,7 @@ def _imported(spec: SetupSpec, source: Path, target: Path, opened: HFSource, way
 
 
 def _fingerprint(sources: Iterable[FileIdentity], *more: object) -> str:
-    told = [(one.path.name, one.bytes, one.mtime_ns) for one in sources]
+    told = [(one.path.name, one.bytes, one.mtime_ns, one.ctime_ns, one.inode) for one in sources]
     return digest_of(repr((told, *more)).encode())
 
 
