@@ -12,7 +12,7 @@ from peft.utils import merge_utils
 from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Span
 from worker.checkpoints.operations import Cast, Combination, Factors, LowRankUpdate
 from worker.engine.combination import combined
-from worker.engine.computed import shared_operand
+from worker.engine.computed import gains_on_gpu, shared_operand
 from worker.engine.gpu_arithmetic import Device
 from worker.engine.low_rank import delta_norm
 from worker.engine.parts import split
@@ -65,6 +65,16 @@ def examples() -> Iterator[Computed]:
 
 
 EXAMPLES = tuple(examples())
+
+
+def test_matrices_that_are_multiplied_gain_on_a_gpu_and_nothing_else_does() -> None:
+    made = update(4, 8, 2)
+    cast_after = Computed(Cast("BF16", "F32"), (Operand((made,), 16),), 0, 4, 32)
+    cast_alone = Computed(Cast("BF16", "F32"), (Operand(literal(random(4, 8, dtype="BF16")), 16),), 0, 4, 32)
+
+    for extent in (made, cast_after, Permuted((made,), (4, 8), (1, 0), 2)):
+        assert gains_on_gpu([cast_alone, extent])
+    assert not gains_on_gpu([cast_alone, *literal(random(4, 8, dtype="BF16"))])
 
 
 @given(st.sampled_from(EXAMPLES), st.integers(1, 60_000), st.integers(1, 70_000))

@@ -116,19 +116,34 @@ def on_cpu() -> "Arithmetic":
 
 def import_loops(extents: Iterable[Extent]) -> None:
     """Here, where they are wanted: processes that are forked from this one need not each load a compiler."""
-    if any(map(_has_loops, extents)):
+    if any(isinstance(operation, _LOOPED) for operation in _operations(extents)):
         from . import loops  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
-def _has_loops(extent: Extent) -> bool:
-    match extent:
-        case Computed(operation, operands):
-            wanted = isinstance(operation, BlockFp8 | ToBlockFp8 | BlockScales | Mxfp4 | PackedInt4)
-            return wanted or any(_has_loops(inner) for operand in operands for inner in operand.extents)
-        case Permuted(extents):
-            return any(map(_has_loops, extents))
-        case _:
-            return False
+def gains_on_gpu(extents: Iterable[Extent]) -> bool:
+    """Whether there are matrices to multiply.
+
+    All else is bound by memory: loops on a core make what a disk can take, a GPU first has to get the bytes and to
+    start (`tests.benchmarks.dequantize --gpu`).
+    """
+    return any(isinstance(operation, LowRankUpdate) for operation in _operations(extents))
+
+
+_LOOPED = (BlockFp8, ToBlockFp8, BlockScales, Mxfp4, PackedInt4)
+
+
+def _operations(extents: Iterable[Extent]) -> Iterator[Operation]:
+    """Those of their operands too."""
+    for extent in extents:
+        match extent:
+            case Computed(operation, operands):
+                yield operation
+                for operand in operands:
+                    yield from _operations(operand.extents)
+            case Permuted(inner):
+                yield from _operations(inner)
+            case _:
+                pass
 
 
 def merged(outer: Permuted) -> Permuted:

@@ -59,7 +59,7 @@ class JobContext:
     """Called once before the first byte is written, with the target's file system and the bytes that it needs."""
     copy_processes: int = 1
     gpu: bool = False
-    """Arithmetic is done on the GPU that CUDA shows."""
+    """Models run, and matrices are multiplied, on the GPU that CUDA shows."""
     permit: Permit | None = None
     """Nothing is written when it is over."""
     earlier: Callable[[Path], Sequence[Path]] = _alone

@@ -19,7 +19,7 @@ from ..checkpoints.room import Room, room_at
 from ..checkpoints.sharing import shared_bytes
 from ..checkpoints.source import Source
 from ..checkpoints.watched import Seen, Watch
-from ..engine.computed import working_bytes
+from ..engine.computed import gains_on_gpu, working_bytes
 from ..engine.convert import Written, plan_digest, read_again, total_bytes, written
 from ..engine.copy import Segment, sync_file
 from ..engine.digests import FileDigest, digest_of, file_digest
@@ -320,7 +320,7 @@ def copy_options(conversion: Conversion, context: JobContext) -> CopyOptions:
     return CopyOptions(
         processes=context.copy_processes,
         limits=context.rules.io_limits(conversion.source, conversion.target),
-        gpu=context.gpu and computes(conversion),
+        gpu=context.gpu and gains_on_gpu(extent for item in conversion.items for extent in item.extents),
         permit=context.permit,
     )
 
