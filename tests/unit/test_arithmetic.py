@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from worker.checkpoints.extents import Computed, Extent, Literal, Operand, Permuted, Run, Span, Zeros
 from worker.checkpoints.operations import BlockFp8, BlockScales, Cast, Mxfp4, Operation, PackedInt4, ToBlockFp8
-from worker.engine.arithmetic import compute
+from worker.engine.arithmetic import compute, narrowed
 from worker.engine.block_fp8 import fp8_values
 from worker.engine.computed import import_loops, merged, pieces
 from worker.engine.gpu_arithmetic import Device
@@ -349,6 +350,17 @@ def test_loops_are_compiled_where_they_cannot_be_kept(monkeypatch: pytest.Monkey
     anew.to_halves(np.full((1, 4), 0x38, np.int8), np.full((1, 1), 2, np.float32), 0, (128, 128), made)
 
     assert made.tolist() == [[0x4000] * 4]
+
+
+def test_threads_that_round_at_the_same_time_do_not_disturb_each_other() -> None:
+    values = [np.full(2**18, 1.0 + number, np.float32) for number in range(4)]
+
+    def wrong(number: int) -> int:
+        rounded = narrowed(values[number], "BF16").view(np.uint16)
+        return int((rounded != values[number].view(np.uint32)[0] >> 16).sum())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(wrong, list(range(4)) * 50)) == 0
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "permuted", "operand"])

@@ -28,7 +28,7 @@ FP8_MAX = 448.0
 
 Arithmetic = Callable[[Operation, tuple[Bytes, ...], int, int], Bytes]
 """(operation, operands' bytes, first row, rows) -> the rows' bytes. An operand that several rows share begins with the
-group that holds the first row. What it answers holds until its next call."""
+group that holds the first row. What it answers holds until its next call in the same thread."""
 
 
 def compute(operation: Operation, operands: tuple[Bytes, ...], first: int, rows: int) -> Bytes:
